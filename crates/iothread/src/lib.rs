@@ -1,0 +1,1 @@
+//! AioContext: watch a file descriptor, arm a timer, run one turn

@@ -1,0 +1,1 @@
+//! Parses the option strings that -netdev and -device take

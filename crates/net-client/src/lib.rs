@@ -1,0 +1,1 @@
+//! Two net clients on a link: ports, peers, back-pressure, link state

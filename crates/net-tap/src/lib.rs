@@ -1,0 +1,1 @@
+//! A tap interface as a net client

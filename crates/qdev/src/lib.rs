@@ -1,0 +1,1 @@
+//! Realize, plug, unplug and reset of devices, and the owner of devices and buses

@@ -1,0 +1,1 @@
+//! Types, classes, objects, properties and the tree that objects live in

@@ -1,0 +1,1 @@
+//! The driver's half of virtio-pci and virtio-net

@@ -1,0 +1,1 @@
+//! The PCI proxies under the names that -device takes

@@ -1,0 +1,1 @@
+//! The machine that the examples and their tests run devices on.
