@@ -1,0 +1,52 @@
+//! The header in front of each frame, and the offloads that it makes possible.
+
+use std::io;
+
+/// What the receiver of frames copes with, so that the sender need not do it. [TUNSETOFFLOAD]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Frames with a partial checksum.
+    pub csum: bool,
+    /// TCP over IPv4 frames larger than the MTU.
+    pub tso4: bool,
+    /// TCP over IPv6 frames larger than the MTU.
+    pub tso6: bool,
+    /// TCP segmentation with the ECN bits set.
+    pub ecn: bool,
+    /// UDP fragmentation.
+    pub ufo: bool,
+    /// UDP segmentation over IPv4.
+    pub uso4: bool,
+    /// UDP segmentation over IPv6.
+    pub uso6: bool,
+}
+
+/// A client that can carry a `virtio_net_hdr` in front of each frame.
+///
+/// The NIC asks when it is created and sets at feature negotiation. [QEMU: qemu_has_vnet_hdr and kin]
+pub trait VnetHeader {
+    /// The offloads that the client can do as a receiver, probed once.
+    #[doc(alias = "qemu_has_ufo")]
+    fn supported_offloads(&self) -> Offloads;
+
+    /// Sets the length of the header in front of each frame, in both directions: 10, 12 or more.
+    ///
+    /// # Errors
+    /// When the client cannot carry a header of this length.
+    #[doc(alias = "qemu_set_vnet_hdr_len")]
+    fn set_header_len(&self, len: usize) -> io::Result<()>;
+
+    /// Whether header fields are little-endian (virtio 1.0 and later) or the host's.
+    ///
+    /// # Errors
+    /// When the client cannot do it.
+    #[doc(alias = "qemu_set_vnet_le")]
+    fn set_little_endian(&self, little_endian: bool) -> io::Result<()>;
+
+    /// Sets what the peer copes with in frames that this client sends to it.
+    ///
+    /// # Errors
+    /// When the client refuses the set.
+    #[doc(alias = "qemu_set_offload")]
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
+}
