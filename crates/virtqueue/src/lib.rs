@@ -1,1 +1,5 @@
-//! The device's half of a virtqueue
+//! The device's half of a virtqueue.
+
+mod config;
+
+pub use config::{QueueConfig, QueueIndex, QueueState};

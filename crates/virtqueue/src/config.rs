@@ -1,0 +1,40 @@
+//! What a driver writes to set up a queue, and where a queue stands.
+
+use std::fmt;
+
+/// Which queue of its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueueIndex(pub u16);
+
+impl fmt::Display for QueueIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Size and addresses of a queue as the driver wrote them (virtio 1.4, 4.1.4.3).
+///
+/// Plain numbers, not checked: they are when a [`VirtQueue`](crate::VirtQueue) is made of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueConfig {
+    /// The most entries that the device can do.
+    pub max_size: u16,
+    /// Entries in use; `max_size` until the driver writes less.
+    pub size: u16,
+    /// Guest-physical address of the descriptor area (split: the descriptor table).
+    pub desc: u64,
+    /// Guest-physical address of the driver area (split: the available ring).
+    pub driver: u64,
+    /// Guest-physical address of the device area (split: the used ring).
+    pub device: u64,
+}
+
+/// Where a queue stands: what a data plane needs, beside [`QueueConfig`], to go on with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueState {
+    /// Split: index of the next entry of the available ring to take. Packed: offset of the next
+    /// descriptor, with its wrap counter in bit 15.
+    pub next_avail: u16,
+    /// The same for the used ring: next entry to write.
+    pub next_used: u16,
+}
