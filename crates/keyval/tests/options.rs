@@ -1,5 +1,4 @@
 //! Option strings against what QEMU 7.2 makes of them.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use keyval::{Error, OnOffAuto, Options};
 
