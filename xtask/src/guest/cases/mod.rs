@@ -1,0 +1,158 @@
+//! The cases, one file each area.
+//!
+//! A case is a guest's shell script and a check of what it printed; the script itself may end with
+//! another status than 0 (`fail`, `expect` and `wait_for` of the prelude do), which fails the case.
+//! To add one, add a [`Case`] to an area's table.
+
+mod driver;
+mod lifecycle;
+mod traffic;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::host::Outcome;
+
+/// One case: a guest, what runs in it, and what must come of it.
+#[derive(Debug)]
+pub(crate) struct Case {
+    /// The name on the command line.
+    pub(crate) name: &'static str,
+    /// What it shows, in a line.
+    pub(crate) about: &'static str,
+    /// Properties appended to the default device.
+    pub(crate) device: &'static str,
+    /// Replaces the default netdev and device.
+    pub(crate) vmm_args: Option<&'static str>,
+    /// How many processors the guest has.
+    pub(crate) smp: u8,
+    /// Commands for the host before the VMM starts; what runs in the background stays.
+    pub(crate) before: &'static str,
+    /// Commands for the guest; `host '...'` in them runs something on the host.
+    pub(crate) guest: &'static str,
+    /// Commands for the host after the VMM has ended.
+    pub(crate) after: &'static str,
+    /// How many seconds the guest's commands may say nothing.
+    pub(crate) silence: u64,
+    /// Judges a run whose commands ended with 0.
+    pub(crate) check: fn(&Outcome) -> Result<()>,
+}
+
+impl Case {
+    /// What a case is unless it says otherwise.
+    const PLAIN: Self = Self {
+        name: "",
+        about: "",
+        device: "",
+        vmm_args: None,
+        smp: 2,
+        before: "",
+        guest: "",
+        after: "",
+        silence: 60,
+        check: booted_once,
+    };
+}
+
+/// All cases, in the order in which they run.
+pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
+    driver::CASES
+        .iter()
+        .chain(traffic::CASES)
+        .chain(lifecycle::CASES)
+}
+
+/// The guest was booted once and did not reboot by itself.
+fn booted_once(outcome: &Outcome) -> Result<()> {
+    ensure!(
+        outcome.boots == 1,
+        "the guest booted {} times",
+        outcome.boots
+    );
+    Ok(())
+}
+
+/// The part of a line after `key`, in the first line that starts with it.
+fn value<'a>(output: &'a str, key: &str) -> Result<&'a str> {
+    output
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(key))
+        .map(str::trim)
+        .with_context(|| format!("no line starts with '{key}'"))
+}
+
+/// The values of all lines that start with `key`.
+fn values<'a>(output: &'a str, key: &str) -> Vec<&'a str> {
+    output
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix(key))
+        .map(str::trim)
+        .collect()
+}
+
+/// How many of how many pings were answered, for each `ping` in the output.
+fn pings(output: &str) -> Result<Vec<(u32, u32)>> {
+    output
+        .lines()
+        .filter(|line| line.contains("packets transmitted"))
+        .map(|line| {
+            let mut numbers = line.split(' ').filter_map(|word| word.parse().ok());
+            match (numbers.next(), numbers.next()) {
+                (Some(sent), Some(received)) => Ok((sent, received)),
+                _ => bail!("cannot read '{line}'"),
+            }
+        })
+        .collect()
+}
+
+/// There were `count` runs of `ping`, each of `sent` packets that were all answered.
+fn all_pings_answered(outcome: &Outcome, count: usize, sent: u32) -> Result<()> {
+    let pings = pings(&outcome.output)?;
+    ensure!(
+        pings.len() == count,
+        "ping ran {} times, not {count}",
+        pings.len()
+    );
+    for (n, ping) in pings.iter().enumerate() {
+        ensure!(
+            *ping == (sent, sent),
+            "ping {}: {} sent, {} answered",
+            n + 1,
+            ping.0,
+            ping.1
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_every_case_runs_something() {
+        let mut names = Vec::new();
+        for case in all() {
+            assert!(!names.contains(&case.name), "{} is there twice", case.name);
+            names.push(case.name);
+            assert!(
+                !case.about.is_empty() && !case.guest.is_empty(),
+                "{}",
+                case.name
+            );
+            assert!(
+                case.vmm_args.is_none() || case.device.is_empty(),
+                "{}",
+                case.name
+            );
+        }
+        assert!(!names.is_empty());
+    }
+
+    #[test]
+    fn the_numbers_of_every_ping_are_read() {
+        let output = "3 packets transmitted, 3 packets received, 0% packet loss\nx\n\
+            10 packets transmitted, 7 packets received, 30% packet loss\n";
+        assert_eq!(pings(output).unwrap(), [(3, 3), (10, 7)]);
+        assert!(pings("no packets transmitted").is_err());
+    }
+}

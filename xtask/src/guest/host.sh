@@ -1,0 +1,18 @@
+# The host's part of a run: the services that guests use, then the VMM.
+# Standard output is the report, standard error the VMM's console. Runs as the init's last step in
+# the emulated host, or in a chroot with namespaces of its own.
+export PATH=/sbin:/bin HOME=/root TERM=dumb
+ip() { /sbin/ip "$@"; }
+ip link set lo up
+(while :; do echo '@host alive'; sleep 2; done) &
+iperf3 -s >/dev/null 2>&1 &
+nc -ll -p 9000 -e /host/exec >/dev/null 2>&1 &
+[ -e /dev/kvm ] || echo '@host no /dev/kvm'
+[ -e /dev/net/tun ] || echo '@host no /dev/net/tun'
+(. /host/before) </dev/null
+echo '@host start'
+sh /host/start-vmm </dev/null >&2
+status=$?
+echo "@host vmm $status"
+(. /host/after) </dev/null
+echo '@host done'
