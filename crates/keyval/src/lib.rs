@@ -36,4 +36,3 @@ pub mod scalar;
 
 pub use error::Error;
 pub use options::Options;
-pub use scalar::OnOffAuto;

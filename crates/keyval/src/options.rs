@@ -1,4 +1,4 @@
-use crate::{Error, OnOffAuto, scalar};
+use crate::{Error, scalar};
 
 /// The pairs of one option string, in the order in which they were written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -151,17 +151,25 @@ impl Options {
         })
     }
 
-    /// Takes a switch that may be left to the device.
+    /// Takes one word of a few, such as `on`, `off` or `auto`.
     ///
     /// # Errors
     /// [`Error::NotAChoice`].
-    pub fn take_on_off_auto(&mut self, key: &str) -> Result<Option<OnOffAuto>, Error> {
+    pub fn take_choice(
+        &mut self,
+        key: &str,
+        words: &[&'static str],
+    ) -> Result<Option<&'static str>, Error> {
         self.take_as(key, |text| {
             let refused = || Error::NotAChoice {
                 key: key.to_owned(),
                 value: text.to_owned(),
             };
-            scalar::on_off_auto(text).ok_or_else(refused)
+            words
+                .iter()
+                .copied()
+                .find(|word| *word == text)
+                .ok_or_else(refused)
         })
     }
 

@@ -3,38 +3,6 @@
 //! These functions know nothing of the option that the text belongs to: they say whether the text is a value of the
 //! kind, and the caller words the error.
 
-use std::fmt;
-
-/// A switch that may also be left to the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum OnOffAuto {
-    /// The device decides.
-    #[default]
-    Auto,
-    /// Switched on.
-    On,
-    /// Switched off.
-    Off,
-}
-
-impl OnOffAuto {
-    /// The word for this value, as the option string spells it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::On => "on",
-            Self::Off => "off",
-        }
-    }
-}
-
-impl fmt::Display for OnOffAuto {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// A switch: `on`, `yes`, `true` or `y`; `off`, `no`, `false` or `n`. Capital letters are refused, and so are 0 and 1.
 #[must_use]
 pub fn boolean(text: &str) -> Option<bool> {
@@ -43,14 +11,6 @@ pub fn boolean(text: &str) -> Option<bool> {
         "off" | "no" | "false" | "n" => Some(false),
         _ => None,
     }
-}
-
-/// `on`, `off` or `auto`.
-#[must_use]
-pub fn on_off_auto(text: &str) -> Option<OnOffAuto> {
-    [OnOffAuto::Auto, OnOffAuto::On, OnOffAuto::Off]
-        .into_iter()
-        .find(|value| value.as_str() == text)
 }
 
 /// An integer from -2^63 to 2^64 - 1, as C's `strtol` with base 0 reads it: white space and a sign may lead, `0x` means
@@ -233,8 +193,6 @@ mod tests {
         ] {
             assert_eq!(boolean(text), expected, "{text:?}");
         }
-        assert_eq!(on_off_auto("auto"), Some(OnOffAuto::Auto));
-        assert_eq!(on_off_auto("yes"), None);
     }
 
     #[test]
