@@ -174,7 +174,8 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send + Sync + fmt::Debug {
     /// and twice.
     fn reset(&self) -> Vec<ActiveQueue>;
 
-    /// Stop all I/O and wait for what is in flight; queues stay with the device. May be called twice.
+    /// Stop all I/O and wait for what is in flight; queues stay with the device. May be called twice,
+    /// and while no driver is live: a paused device may be activated and reset, and stays paused.
     fn pause(&self);
 
     /// Go on after [`pause`](Self::pause).

@@ -1,11 +1,42 @@
 //! What a virtio device is, seen from any transport, and the bus where one device meets one
 //! transport.
+//!
+//! A device model implements [`VirtioDevice`] and knows no bus. A transport (virtio-pci) keeps a
+//! [`VirtioCore`], which has everything that its registers share with those of other transports: the
+//! status protocol, feature negotiation and the queues' registers. [`VirtioBus::plug`] brings the two
+//! together. What the device then needs of its transport is behind [`Transport`] and, one for each
+//! queue, [`GuestNotifier`]; neither takes a lock of the transport.
+//!
+//! A queue's registers are frozen from `queue_enable` on, and the queue itself, an [`ActiveQueue`], is on
+//! loan to the device from DRIVER_OK until reset.
+//!
+//! Nothing here knows an interrupt controller, an address space or KVM: kicks are descriptors that a
+//! [`KickBinder`] may bind to the guest's writes.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `device` | [`VirtioDevice`], and what it gets and gives back |
+//! | `core` | [`VirtioCore`] |
+//! | `status`, `features`, `slot` | its three parts, each a table of what a driver may do |
+//! | `health` | [`Health`]: what the data path may change of it |
+//! | `bus` | [`VirtioBus`], [`BusTransport`] |
+//! | `kick` | [`KickBinder`] |
 
+mod bus;
+mod core;
 mod device;
+mod features;
+mod health;
 mod kick;
+mod slot;
+mod status;
 
+pub use self::core::{Half, Hold, QueueArea, StatusEffect, VirtioCore, signal};
+pub use bus::{BusTransport, PlugError, VirtioBus};
 pub use device::{
     ActivateError, Activation, ActiveQueue, DeviceRef, FeaturesRefused, GuestNotifier,
     NotActivated, Transport, VirtioDevice,
 };
+pub use features::TransportFeatures;
+pub use health::Health;
 pub use kick::{KickAddress, KickBinder, KickSpace, NoKickBinder};

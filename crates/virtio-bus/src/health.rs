@@ -1,0 +1,84 @@
+//! The few bits about a device that its data path may set while a driver reads registers.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+/// Whether the driver is live, whether the device can go on, and whether its configuration has
+/// changed. Shared by a transport's registers, which are under its lock, and the
+/// [`Transport`](crate::Transport) that it gives the device, which takes no lock.
+#[derive(Debug, Default)]
+pub struct Health {
+    bits: AtomicU8,
+    config_changed: AtomicBool,
+    warned: AtomicBool,
+}
+
+const LIVE: u8 = 1;
+const BROKEN: u8 = 2;
+
+impl Health {
+    /// Whether DRIVER_OK is set and the device was told.
+    pub fn is_live(&self) -> bool {
+        self.bits.load(Ordering::Acquire) & LIVE != 0
+    }
+
+    /// Whether DEVICE_NEEDS_RESET is set.
+    pub fn is_broken(&self) -> bool {
+        self.bits.load(Ordering::Acquire) & BROKEN != 0
+    }
+
+    /// Sets DEVICE_NEEDS_RESET. True when a configuration change notification is due now: the driver
+    /// is live and has not been told yet (virtio 1.4, 2.1.2). Whoever of this and
+    /// [`set_live`](Self::set_live) comes second answers true, so exactly one is sent.
+    #[must_use]
+    pub fn set_broken(&self) -> bool {
+        self.bits.fetch_or(BROKEN, Ordering::AcqRel) & (LIVE | BROKEN) == LIVE
+    }
+
+    /// Logs why the device cannot go on: once as a warning, since a guest that resets its device can
+    /// bring the same about a million times a second.
+    pub fn log_broken(&self, device: &str, reason: &str) {
+        if self.warned.swap(true, Ordering::Relaxed) {
+            tracing::debug!(device, reason, "device needs reset");
+        } else {
+            tracing::warn!(device, reason, "device needs reset");
+        }
+    }
+
+    /// DRIVER_OK is set. True when a configuration change notification is due now, because the device
+    /// broke before.
+    #[must_use]
+    pub(crate) fn set_live(&self) -> bool {
+        self.bits.fetch_or(LIVE, Ordering::AcqRel) & (LIVE | BROKEN) == BROKEN
+    }
+
+    /// The device has changed its configuration; the generation moves when the driver next looks.
+    pub fn set_config_changed(&self) {
+        self.config_changed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn take_config_changed(&self) -> bool {
+        self.config_changed.swap(false, Ordering::AcqRel)
+    }
+
+    /// After a reset.
+    pub(crate) fn clear(&self) {
+        self.bits.store(0, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_driver_is_told_once_and_only_when_live() {
+        let health = Health::default();
+        assert!(!health.set_broken(), "told before DRIVER_OK");
+        assert!(health.set_live(), "not told at DRIVER_OK");
+        assert!(!health.set_broken(), "told twice");
+        health.clear();
+        assert!(!health.set_live(), "told though nothing broke");
+        assert!(health.set_broken(), "not told");
+        assert!(!health.set_broken(), "told twice");
+    }
+}
