@@ -19,6 +19,11 @@ impl BarIndex {
         }
     }
 
+    /// All six, in order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..6).map(Self)
+    }
+
     /// The number, 0 to 5.
     pub const fn get(self) -> u8 {
         self.0

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::address::DevFn;
 use crate::bar::{BarIndex, BarWindow};
-use crate::irq::IntxLine;
+use crate::irq::{IntxLine, IntxPin};
 
 /// What a write into a function's configuration space changed for its bus.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,8 +35,15 @@ pub trait PciFunction: Send + Sync + fmt::Debug {
     /// Whatever keeps the function from working at this place.
     fn attached(&self, attachment: Attachment) -> Result<(), crate::Error>;
 
-    /// The function leaves its bus: no access follows. Called once.
+    /// The function leaves its bus. Called once; no access is begun after it, but one that was
+    /// already on its way may still arrive from another thread.
     fn detached(&self);
+
+    /// Which interrupt pin the function drives, if it has one: what its Interrupt Pin register
+    /// says. The bus asks before [`attached`](Self::attached), to route the line.
+    fn interrupt_pin(&self) -> IntxPin {
+        IntxPin::A
+    }
 
     /// Reads configuration space. `offset + data.len()` is within 4096 and the access does not
     /// cross a dword (PCI 3.0, 3.2.2.3.2; PCI Express 6.0, 7.2).

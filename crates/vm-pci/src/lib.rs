@@ -2,13 +2,33 @@
 //! host bridge.
 
 mod address;
+mod aperture;
 mod bar;
+mod bars;
+mod bridge;
+mod bus;
+mod config;
 mod error;
 mod function;
+mod function_state;
+mod host;
+mod intx;
 mod irq;
+mod lock;
+mod msix;
+pub mod registers;
+mod windows;
 
 pub use address::DevFn;
+pub use aperture::Aperture;
 pub use bar::{BarIndex, BarSpace, BarWindow};
+pub use bars::{BarKind, Bars};
+pub use bus::PciBus;
+pub use config::{ConfigSpace, ConfigWritten, PciIdentity};
 pub use error::Error;
 pub use function::{Attachment, ConfigEffect, PciFunction};
-pub use irq::{IntxLine, MsiMessage, MsiSink, MsiVector};
+pub use function_state::{ConfigChange, FunctionState};
+pub use host::{PciHost, PciHostConfig};
+pub use intx::Intx;
+pub use irq::{IntxLine, IntxPin, IrqLines, MsiMessage, MsiSink, MsiVector};
+pub use msix::{Msix, MsixLayout};
