@@ -1,5 +1,72 @@
-//! The device's half of a virtqueue.
+//! The device's half of a virtqueue, behind one type whatever the format of its rings.
+//!
+//! A driver makes chains of buffers available; the device takes them, reads or fills them, and puts
+//! them on the used ring. [`VirtQueue`] is made from what the driver wrote to the transport
+//! ([`QueueConfig`]), from where the queue stands ([`QueueState`]), from the features that were
+//! negotiated and from guest memory. It belongs to one holder, who takes a batch at a time:
+//!
+//! 1. [`disable_notifications`](VirtQueue::disable_notifications): no kick is wanted while at work.
+//! 2. [`pop`](VirtQueue::pop) into a [`Chain`] that is used again and again, until it says `false`.
+//! 3. [`push_used`](VirtQueue::push_used) for each chain that is done with: staged, not yet seen.
+//! 4. [`publish`](VirtQueue::publish) once, then
+//!    [`needs_notification`](VirtQueue::needs_notification) once: whether the driver wants to hear.
+//! 5. [`enable_notifications`](VirtQueue::enable_notifications), which looks once more: when it says
+//!    `true`, more came meanwhile, and the holder begins again.
+//!
+//! Whatever a driver writes ends in chains or in a [`QueueError`]; after an error the queue is broken
+//! and yields nothing more until it is made anew, so a bad chain is parsed once. Each value in guest
+//! memory is read once and then checked.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `config` | what a driver writes to set up a queue, and where a queue stands |
+//! | `queue` | [`VirtQueue`] |
+//! | `chain` | [`Chain`] and its [`Segment`]s |
+//! | `split` | the memory of split rings, and the order of accesses to it |
+//! | `event` | when an index passes an event index |
+//! | `memory` | [`QueueMemory`], what is asked of guest memory |
+//! | [`mock`] | with the feature `test-utils`: a driver for tests |
+//!
+//! Not here: packed rings (`VIRTIO_F_RING_PACKED` is refused), in-order completion, notification data,
+//! rings that lie across two regions of guest memory, and memory that is mapped on demand (Xen grants).
+//!
+//! ```
+//! # #[cfg(feature = "test-utils")] {
+//! use std::sync::Arc;
+//! use virtqueue::mock::{Buffer, SplitDriver};
+//! use virtqueue::{Chain, QueueState, VirtQueue};
+//! use vm_memory::{GuestAddress, GuestMemoryMmap};
+//!
+//! let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)])?);
+//! let features = virtio::F::VERSION_1;
+//! let mut driver = SplitDriver::new(memory.clone(), GuestAddress(0), 16, features);
+//! let mut queue = VirtQueue::new(&driver.config(), QueueState::default(), features, memory)?;
+//!
+//! let head = driver.add(&[Buffer::readable(0x8000, 64), Buffer::writable(0x9000, 512)]);
+//! let mut chain = Chain::new();
+//! assert!(queue.pop(&mut chain)?);
+//! assert_eq!((chain.readable_len(), chain.writable_len()), (64, 512));
+//! let written = chain.write(0, b"answer");
+//! queue.push_used(chain.head(), written as u32)?;
+//! queue.publish();
+//! assert!(queue.needs_notification());
+//! assert_eq!(driver.take_used(), Some((u32::from(head), 6)));
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+mod chain;
 mod config;
+mod error;
+mod event;
+mod memory;
+#[cfg(feature = "test-utils")]
+pub mod mock;
+mod queue;
+mod split;
 
+pub use chain::{Chain, Segment};
 pub use config::{QueueConfig, QueueIndex, QueueState};
+pub use error::QueueError;
+pub use memory::QueueMemory;
+pub use queue::{MAX_SEGMENTS, VirtQueue};

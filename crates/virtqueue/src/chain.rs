@@ -1,0 +1,278 @@
+//! One chain of buffers, as the device works on it.
+#![expect(
+    unsafe_code,
+    reason = "buffers are read and written in place in guest memory"
+)]
+
+use std::fmt;
+use std::ptr;
+
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
+
+use crate::memory::mark_dirty;
+use crate::queue::MAX_SEGMENTS;
+use crate::{QueueError, QueueMemory};
+
+/// A piece of a chain that is contiguous in guest and host memory: one descriptor, or one of the
+/// parts of a descriptor whose buffer lies across regions of guest memory. Never empty.
+#[derive(Clone, Copy)]
+pub struct Segment {
+    address: GuestAddress,
+    ptr: *mut u8,
+    len: usize,
+}
+
+// SAFETY: a segment is an address and a length. Whoever follows the address does so with an unsafe
+// block of their own; the memory behind it is shared with the guest, whichever thread looks at it.
+unsafe impl Send for Segment {}
+// SAFETY: as above.
+unsafe impl Sync for Segment {}
+
+impl Segment {
+    /// Guest-physical address of its first byte.
+    pub fn address(&self) -> GuestAddress {
+        self.address
+    }
+
+    /// Where it is in this process. Valid for as long as the [`Chain`] that it is of is neither
+    /// dropped nor popped into again; the guest may change the bytes at any time.
+    pub fn ptr(&self) -> *mut u8 {
+        self.ptr
+    }
+
+    /// How many bytes.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}+{}", self.address.0, self.len)
+    }
+}
+
+/// A chain of buffers that the driver has made available.
+///
+/// Made once and used for one [`pop`](crate::VirtQueue::pop) after another: its lists keep their
+/// room. It keeps the snapshot of guest memory alive that its pointers point into.
+#[doc(alias = "VirtQueueElement")]
+pub struct Chain<M: QueueMemory> {
+    head: u16,
+    /// Where it stood in the available ring.
+    position: u16,
+    readable: Vec<Segment>,
+    writable: Vec<Segment>,
+    readable_len: usize,
+    writable_len: usize,
+    /// What the segments point into.
+    map: Option<M::T>,
+}
+
+impl<M: QueueMemory> Chain<M> {
+    /// Makes a chain with no buffers.
+    pub fn new() -> Self {
+        Self {
+            head: 0,
+            position: 0,
+            readable: Vec::new(),
+            writable: Vec::new(),
+            readable_len: 0,
+            writable_len: 0,
+            map: None,
+        }
+    }
+
+    /// Copies `data` into the writable segments, beginning `offset` bytes in, and marks what it
+    /// wrote dirty. Returns how many bytes fitted.
+    #[doc(alias = "iov_from_buf")]
+    pub fn write(&self, offset: usize, data: &[u8]) -> usize {
+        let mut done = 0;
+        each_run(&self.writable, offset, data.len(), |segment, at, len| {
+            // SAFETY: the segment's `at + len` bytes are mapped while `self.map` is held; `data` has
+            // `done + len` bytes by the bound given to `each_run`. A slice of this process does not
+            // overlap guest memory, of which no reference is ever made.
+            unsafe {
+                ptr::copy_nonoverlapping(data.as_ptr().add(done), segment.ptr.add(at), len);
+            }
+            self.mark(segment, at, len);
+            done += len;
+        });
+        done
+    }
+
+    /// Marks the first `len` writable bytes dirty: they were written through
+    /// [`Segment::ptr`], by this process or by the kernel.
+    pub fn mark_written(&self, len: usize) {
+        if size_of::<<M::M as GuestMemory>::Bitmap>() == 0 {
+            return;
+        }
+        each_run(&self.writable, 0, len, |segment, at, len| {
+            self.mark(segment, at, len);
+        });
+    }
+
+    /// Copies from the readable segments, beginning `offset` bytes in. Returns how many bytes there
+    /// were. What was copied is the device's own; reading it again may yield something else.
+    #[doc(alias = "iov_to_buf")]
+    pub fn read(&self, offset: usize, buf: &mut [u8]) -> usize {
+        let mut done = 0;
+        each_run(&self.readable, offset, buf.len(), |segment, at, len| {
+            // SAFETY: as in `write`, the other way round.
+            unsafe {
+                ptr::copy_nonoverlapping(segment.ptr.add(at), buf.as_mut_ptr().add(done), len);
+            }
+            done += len;
+        });
+        done
+    }
+
+    /// The first of its descriptors: what names the chain on the used ring.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// What the device may read, in order.
+    pub fn readable(&self) -> &[Segment] {
+        &self.readable
+    }
+
+    /// What the device may write, in order.
+    pub fn writable(&self) -> &[Segment] {
+        &self.writable
+    }
+
+    /// Bytes in [`readable`](Self::readable).
+    pub fn readable_len(&self) -> usize {
+        self.readable_len
+    }
+
+    /// Bytes in [`writable`](Self::writable).
+    pub fn writable_len(&self) -> usize {
+        self.writable_len
+    }
+
+    /// Free-running index of its entry in the available ring: of two chains in flight, the one that
+    /// was made available later has the larger distance from the queue's start.
+    pub fn position(&self) -> u16 {
+        self.position
+    }
+
+    pub(crate) fn begin(&mut self, head: u16, position: u16, map: &M::T) {
+        self.clear();
+        self.head = head;
+        self.position = position;
+        // The old snapshot is alive, so a new one cannot have its address.
+        if !self.map.as_deref().is_some_and(|old| ptr::eq(old, &**map)) {
+            self.map = Some(map.clone());
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.readable.clear();
+        self.writable.clear();
+        self.readable_len = 0;
+        self.writable_len = 0;
+    }
+
+    /// Appends one descriptor's buffer.
+    pub(crate) fn add(
+        &mut self,
+        address: GuestAddress,
+        len: u32,
+        writable: bool,
+    ) -> Result<(), QueueError> {
+        let (list, total, access) = if writable {
+            (
+                &mut self.writable,
+                &mut self.writable_len,
+                Permissions::Write,
+            )
+        } else if self.writable.is_empty() {
+            (
+                &mut self.readable,
+                &mut self.readable_len,
+                Permissions::Read,
+            )
+        } else {
+            return Err(QueueError::ReadableAfterWritable);
+        };
+        if len == 0 {
+            return Err(QueueError::ZeroLength);
+        }
+        let unmapped = || QueueError::Memory { address, len };
+        // The last byte has an address; with that, no address of a part of it can overflow.
+        address
+            .0
+            .checked_add(u64::from(len - 1))
+            .ok_or_else(unmapped)?;
+        let count = usize::try_from(len).map_err(|_| unmapped())?;
+        let map = self.map.as_ref().ok_or_else(unmapped)?;
+        let mut at = address;
+        for slice in map
+            .get_slices(address, count, access)
+            .map_err(|_| unmapped())?
+        {
+            let slice = slice.map_err(|_| unmapped())?;
+            if list.len() >= MAX_SEGMENTS {
+                return Err(QueueError::TooLong(self.head));
+            }
+            list.push(Segment {
+                address: at,
+                ptr: slice.ptr_guard_mut().as_ptr(),
+                len: slice.len(),
+            });
+            // After the last part this may be 2^64.
+            at = GuestAddress(at.0.wrapping_add(slice.len() as u64));
+        }
+        // At most `MAX_SEGMENTS` lengths of 32 bits each.
+        *total += count;
+        Ok(())
+    }
+
+    fn mark(&self, segment: &Segment, at: usize, len: usize) {
+        if let Some(map) = &self.map {
+            mark_dirty(&**map, GuestAddress(segment.address.0 + at as u64), len);
+        }
+    }
+}
+
+impl<M: QueueMemory> Default for Chain<M> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<M: QueueMemory> fmt::Debug for Chain<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chain")
+            .field("head", &self.head)
+            .field("readable", &self.readable)
+            .field("writable", &self.writable)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Calls `run` for each stretch of bytes `offset .. offset + len` of `segments`: the segment, the
+/// offset in it, the length.
+fn each_run(
+    segments: &[Segment],
+    mut offset: usize,
+    mut len: usize,
+    mut run: impl FnMut(&Segment, usize, usize),
+) {
+    for segment in segments {
+        if len == 0 {
+            return;
+        }
+        if offset >= segment.len {
+            offset -= segment.len;
+            continue;
+        }
+        let part = (segment.len - offset).min(len);
+        run(segment, offset, part);
+        offset = 0;
+        len -= part;
+    }
+}
