@@ -5,10 +5,11 @@
 //! directory per name and version, so nothing is installed and nothing is fetched twice. Where apt
 //! cannot be asked, the newest version already there serves.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -75,6 +76,7 @@ impl Assets {
             wanted_by.push((*package).to_owned());
         }
         let trees = apt.with_libraries(wanted_by)?;
+        apt.keep_answers()?;
         let libraries = libraries_of(programs.values(), &trees)?;
         Ok(Self {
             release,
@@ -109,14 +111,18 @@ impl Assets {
 }
 
 /// apt and dpkg as far as they are needed here.
+///
+/// Asking apt takes most of a second, so its answers are kept until its lists change.
 #[derive(Debug)]
 struct Apt {
     packages: PathBuf,
     updated: bool,
+    known: BTreeMap<String, Candidate>,
+    answers: PathBuf,
 }
 
 /// What apt would install under a name.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Candidate {
     version: String,
     depends: Vec<String>,
@@ -127,10 +133,20 @@ impl Apt {
         let packages = cache.join("packages");
         fs::create_dir_all(&packages)
             .with_context(|| format!("creating {}", packages.display()))?;
-        Ok(Self {
-            packages,
-            updated: false,
-        })
+        let answers = cache.join("apt-answers");
+        let kept = fs::read_to_string(&answers).unwrap_or_default();
+        let known = match kept.split_once('\n') {
+            Some((state, rest)) if state == lists_state() => rest.lines().filter_map(recall).collect(),
+            _ => BTreeMap::new(),
+        };
+        Ok(Self { packages, updated: false, known, answers })
+    }
+
+    /// Keeps apt's answers for the next run.
+    fn keep_answers(&self) -> Result<()> {
+        let lines: String = self.known.iter().map(|(name, c)| remember(name, c)).collect();
+        fs::write(&self.answers, format!("{}\n{lines}", lists_state()))
+            .with_context(|| format!("writing {}", self.answers.display()))
     }
 
     /// The name of the kernel package that the meta package depends on.
@@ -201,14 +217,25 @@ impl Apt {
 
     /// What apt would install as `package`; asks for new lists once if it knows none.
     fn candidate(&mut self, package: &str) -> Result<Candidate> {
-        match show(package) {
-            Ok(candidate) => Ok(candidate),
-            Err(_) if !self.updated => {
-                self.update()?;
-                show(package)
+        self.ask(&[package.to_owned()]).or_else(|error| {
+            if self.updated {
+                return Err(error);
             }
-            Err(error) => Err(error),
+            self.update()?;
+            self.ask(&[package.to_owned()])
+        })?;
+        self.known.get(package).cloned().with_context(|| format!("apt knows no package {package}"))
+    }
+
+    /// Asks apt about several packages at once, as far as it has not been asked before.
+    fn ask(&mut self, packages: &[String]) -> Result<()> {
+        let open: Vec<_> = packages.iter().filter(|name| !self.known.contains_key(*name)).collect();
+        if !open.is_empty() {
+            let output =
+                run(Command::new("apt-cache").args(["show", "--no-all-versions"]).args(open))?;
+            self.known.extend(text(&output).split("\n\n").filter_map(described));
         }
+        Ok(())
     }
 
     fn update(&mut self) -> Result<()> {
@@ -216,32 +243,35 @@ impl Apt {
         eprintln!("guest: refreshing apt's lists");
         run(Command::new("apt-get").args(["-q", "update"]))
             .context("apt knows too little; run `sudo apt-get update` once")?;
+        self.known.clear();
         Ok(())
     }
 
     /// `packages` and the library packages they depend on, unpacked.
     fn with_libraries(&mut self, packages: Vec<String>) -> Result<Vec<PathBuf>> {
-        let mut queue: VecDeque<_> = packages.into();
+        let mut level = packages;
         let mut seen = Vec::new();
         let mut trees = Vec::new();
-        while let Some(package) = queue.pop_front() {
-            if seen.contains(&package) {
-                continue;
+        while !level.is_empty() {
+            // One question for all; where it fails, each is asked for by itself below.
+            self.ask(&level).ok();
+            let mut next = Vec::new();
+            for package in level {
+                trees.push(self.unpacked(&package)?);
+                match self.candidate(&package) {
+                    Ok(candidate) => next.extend(candidate.depends),
+                    Err(_) => {
+                        // Without apt, any library package that is here may be the one.
+                        trees.extend(self.all_cached("lib"));
+                        trees.extend(self.all_cached("zlib"));
+                    }
+                }
+                seen.push(package);
             }
-            trees.push(self.unpacked(&package)?);
-            if let Ok(candidate) = self.candidate(&package) {
-                queue.extend(
-                    candidate
-                        .depends
-                        .into_iter()
-                        .filter(|name| is_library(name)),
-                );
-            } else {
-                // Offline: any library package that is here may be the one.
-                trees.extend(self.all_cached("lib"));
-                trees.extend(self.all_cached("zlib"));
-            }
-            seen.push(package);
+            next.sort();
+            next.dedup();
+            next.retain(|name| is_library(name) && !seen.contains(name));
+            level = next;
         }
         Ok(trees)
     }
@@ -267,23 +297,34 @@ impl Apt {
     }
 }
 
-fn show(package: &str) -> Result<Candidate> {
-    let output = run(Command::new("apt-cache").args(["show", "--no-all-versions", package]))?;
-    let text = text(&output);
+/// The package that a paragraph of `apt-cache show` describes.
+fn described(paragraph: &str) -> Option<(String, Candidate)> {
     let field = |name: &str| {
-        text.lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-            .unwrap_or("")
+        paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     };
-    let version = field("Version").to_owned();
-    ensure!(!version.is_empty(), "apt knows no package {package}");
     let depends = ["Pre-Depends", "Depends"]
         .iter()
-        .flat_map(|name| dependencies(field(name)));
-    Ok(Candidate {
-        version,
-        depends: depends.collect(),
-    })
+        .flat_map(|name| dependencies(field(name).unwrap_or_default()))
+        .collect();
+    Some((field("Package")?.to_owned(), Candidate { version: field("Version")?.to_owned(), depends }))
+}
+
+/// What changes when apt's lists do.
+fn lists_state() -> String {
+    let changed = fs::metadata("/var/lib/apt/lists").and_then(|m| m.modified()).ok();
+    let since = changed.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    format!("lists {}", since.as_micros())
+}
+
+fn remember(name: &str, candidate: &Candidate) -> String {
+    format!("{name} {} {}\n", candidate.version, candidate.depends.join(","))
+}
+
+fn recall(line: &str) -> Option<(String, Candidate)> {
+    let mut words = line.split(' ');
+    let (name, version, depends) = (words.next()?, words.next()?, words.next()?);
+    let depends = depends.split(',').filter(|d| !d.is_empty()).map(str::to_owned).collect();
+    Some((name.to_owned(), Candidate { version: version.to_owned(), depends }))
 }
 
 /// The package names of a dependency field, of alternatives the first.
@@ -394,6 +435,17 @@ pub(crate) fn text(output: &Output) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_package_is_described_by_its_paragraph_and_recalled_as_it_was_remembered() {
+        let paragraph = "Package: iperf3\nVersion: 1:3.12-1\nDepends: libc6 (>= 2), libiperf0\n";
+        let (name, candidate) = described(paragraph).unwrap();
+        assert_eq!((name.as_str(), candidate.version.as_str()), ("iperf3", "1:3.12-1"));
+        assert_eq!(candidate.depends, ["libc6", "libiperf0"]);
+        let line = remember(&name, &candidate);
+        assert_eq!(recall(line.trim_end_matches('\n')).unwrap(), (name, candidate));
+        assert!(described("Version: 1\n").is_none());
+    }
 
     #[test]
     fn a_dependency_field_yields_the_first_of_alternatives_without_versions() {

@@ -22,6 +22,12 @@ done
 if [ -e /sys/class/net/eth0 ]; then
     /sbin/ip addr add 10.0.2.15/24 dev eth0
     /sbin/ip link set eth0 up
+    # The link shows a moment later, or not at all where the case wants it so.
+    tries=0
+    until grep -q up /sys/class/net/eth0/operstate || [ $tries -ge 20 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+    done
 else
     echo "init: no eth0 has appeared"
 fi

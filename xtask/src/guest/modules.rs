@@ -54,9 +54,9 @@ fn add(
     let mut files = vec![format!("{}.ko", canonical(name))];
     for dependency in depends(&data) {
         for file in add(&dependency, available, tree, release, lines)? {
-            if !files.contains(&file) {
-                files.push(file);
-            }
+            // modprobe loads from the last to the first, so what is needed by more goes further back.
+            files.retain(|other| *other != file);
+            files.push(file);
         }
     }
     if let Some((own, others)) = files.split_first() {
