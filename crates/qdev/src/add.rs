@@ -1,0 +1,146 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use keyval::Options;
+use qom::{Class, Object, PropertyError};
+
+use crate::lifecycle::Undo;
+use crate::{BusState, DEVICE, DeviceClass, DeviceState, Error, Machine, UnplugAnswer, set_text};
+
+impl Machine {
+    /// Adds a device from an option string, whose first word is its type: `virtio-net-pci,id=net0,netdev=tap0`. `bus`
+    /// names the bus, or gives its path, else the first with room is taken; `id` names the device; all else are
+    /// properties.
+    ///
+    /// # Errors
+    /// Of each step its own, see [`Error`]; nothing is left behind.
+    #[doc(alias = "qdev_device_add")]
+    pub fn device_add(self: &Arc<Self>, mut options: Options) -> Result<Arc<Object>, Error> {
+        if options.wants_help() {
+            return Err(Error::WantsHelp);
+        }
+        for warning in options.short_forms() {
+            tracing::warn!("{warning}");
+        }
+        let id = options.take_id()?;
+        if let Some(id) = id.as_ref().filter(|id| self.peripheral.child(id).is_some()) {
+            return Err(Error::DuplicateId(id.clone()));
+        }
+        let driver = options.take_required("driver")?;
+        let class = self.device_class(&driver)?;
+        let bus = self.bus_for(&class, options.take("bus").as_deref())?;
+
+        let device = self.registry().new_object(&driver)?;
+        let mut undo = Undo::new();
+        self.adopt(&device, id.as_deref())?;
+        undo.push(|| device.unparent());
+        DeviceState::of(&device)?.set_id(id.as_deref());
+        for (name, text) in options.iter() {
+            set_text(&device, name, text)?;
+        }
+        self.realize(&device, bus.as_ref())?;
+        undo.disarm();
+        Ok(device)
+    }
+
+    /// Asks the device with this id to leave, and removes it if its bus lets it go at once.
+    ///
+    /// # Errors
+    /// [`Error::DeviceNotFound`] and those of [`request_unplug`](Self::request_unplug).
+    #[doc(alias = "qmp_device_del")]
+    pub fn device_del(self: &Arc<Self>, id: &str) -> Result<UnplugAnswer, Error> {
+        let device = self
+            .device(id)
+            .ok_or_else(|| Error::DeviceNotFound(id.to_owned()))?;
+        self.request_unplug(&device)
+    }
+
+    /// The device with this id.
+    #[must_use]
+    pub fn device(&self, id: &str) -> Option<Arc<Object>> {
+        self.peripheral.child(id)
+    }
+
+    fn device_class(&self, driver: &str) -> Result<Arc<Class>, Error> {
+        let unknown = || Error::NotADeviceModel(driver.to_owned());
+        let class = self.registry().class(driver).map_err(|error| match error {
+            qom::Error::UnknownType(_) => unknown(),
+            error => error.into(),
+        })?;
+        let Some(device) = class.part::<DeviceClass>().filter(|_| class.is_a(DEVICE)) else {
+            return Err(unknown());
+        };
+        if class.is_abstract() {
+            return Err(Error::AbstractDriver);
+        }
+        if !device.user_creatable || (self.is_running() && !device.hotpluggable) {
+            return Err(Error::NotPluggable);
+        }
+        Ok(class)
+    }
+
+    /// The bus that a device of this class goes on: the one that was asked for, or the first with room.
+    #[doc(alias = "qbus_find")]
+    fn bus_for(&self, class: &Class, asked: Option<&str>) -> Result<Option<Arc<Object>>, Error> {
+        let wanted = class.part::<DeviceClass>().and_then(|class| class.bus_type);
+        let device = || class.name().to_string();
+        let bus = match (asked, wanted) {
+            (None, None) => return Ok(None),
+            (None, Some(wanted)) => self
+                .buses()
+                .into_iter()
+                .find(|bus| bus.is_a(wanted) && BusState::of(bus).is_ok_and(|bus| !bus.is_full()))
+                .ok_or_else(|| Error::NoBus {
+                    bus: wanted.to_owned(),
+                    device: device(),
+                })?,
+            (Some(asked), wanted) => {
+                let bus = self
+                    .bus(asked)
+                    .ok_or_else(|| Error::BusNotFound(asked.to_owned()))?;
+                if !wanted.is_some_and(|wanted| bus.is_a(wanted)) {
+                    let bus = bus.type_name().to_string();
+                    return Err(Error::WrongBus {
+                        device: device(),
+                        bus,
+                    });
+                }
+                bus
+            }
+        };
+        let state = BusState::of(&bus)?;
+        if state.is_full() {
+            return Err(Error::BusFull(state.name().to_owned()));
+        }
+        if self.is_running() && !state.role().is_hotpluggable() {
+            return Err(Error::BusNotHotpluggable(state.name().to_owned()));
+        }
+        Ok(Some(bus))
+    }
+
+    /// The bus of this name, such as `pci.0`, or at this path, such as `/machine/pci.0`.
+    #[must_use]
+    pub fn bus(&self, name: &str) -> Option<Arc<Object>> {
+        if name.starts_with('/') {
+            return self.resolve(name).filter(|object| object.is_a(crate::BUS));
+        }
+        let is_named = |bus: &Arc<Object>| BusState::of(bus).is_ok_and(|bus| bus.name() == name);
+        self.buses().into_iter().find(is_named)
+    }
+
+    fn adopt(&self, device: &Arc<Object>, id: Option<&str>) -> Result<(), Error> {
+        if let Some(id) = id {
+            return self
+                .peripheral
+                .add_child(id, device.clone())
+                .map_err(|error| match error {
+                    PropertyError::Duplicate { name, .. } => Error::DuplicateId(name),
+                    error => error.into(),
+                });
+        }
+        let number = self.next_anonymous.fetch_add(1, Ordering::Relaxed);
+        Ok(self
+            .peripheral_anon
+            .add_child(&format!("device[{number}]"), device.clone())?)
+    }
+}

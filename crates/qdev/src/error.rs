@@ -1,0 +1,108 @@
+use qom::{BoxedError, PropertyError};
+
+use crate::Phase;
+
+/// Why a device cannot be added, moved or removed; worded as QEMU words it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The option string.
+    #[error(transparent)]
+    Options(#[from] keyval::Error),
+    /// A property.
+    #[error(transparent)]
+    Property(#[from] PropertyError),
+    /// A type cannot be made into an object.
+    #[error(transparent)]
+    Type(qom::Error),
+    /// The option string asks for help, which the caller prints; it names no device.
+    #[error("help was asked for, and no device")]
+    WantsHelp,
+    /// No device type of this name is registered.
+    #[error("'{0}' is not a valid device model name")]
+    NotADeviceModel(String),
+    /// The type is abstract.
+    #[error("Parameter 'driver' expects a non-abstract device type")]
+    AbstractDriver,
+    /// The type is not for users to add, or not any more.
+    #[error("Parameter 'driver' expects a pluggable device type")]
+    NotPluggable,
+    /// Another device has this id.
+    #[error("Duplicate ID '{0}' for device")]
+    DuplicateId(String),
+    /// No bus of this name.
+    #[error("Bus '{0}' not found")]
+    BusNotFound(String),
+    /// The bus is of another type than the device needs.
+    #[error("Device '{device}' can't go on {bus} bus")]
+    WrongBus {
+        /// Type of the device.
+        device: String,
+        /// Type of the bus.
+        bus: String,
+    },
+    /// There is no bus, or no bus with room, that the device could go on.
+    #[error("No '{bus}' bus found for device '{device}'")]
+    NoBus {
+        /// Type of the bus that was looked for.
+        bus: String,
+        /// Type of the device.
+        device: String,
+    },
+    /// The bus that was asked for has no room.
+    #[error("Bus '{0}' is full")]
+    BusFull(String),
+    /// The machine runs, and the bus cannot take or give devices any more.
+    #[error("Bus '{0}' does not support hotplugging")]
+    BusNotHotpluggable(String),
+    /// The device cannot be removed.
+    #[error("Device '{0}' does not support hotplugging")]
+    DeviceNotHotpluggable(String),
+    /// No device of this id.
+    #[error("Device '{0}' not found")]
+    DeviceNotFound(String),
+    /// The device was asked to leave already.
+    #[error("Device {0} is already in the process of unplug")]
+    UnplugPending(String),
+    /// The device is not in a phase from which it could do this.
+    #[error("device '{device}' cannot go from {from} to {to}")]
+    IllegalMove {
+        /// Type of the device.
+        device: String,
+        /// Where it is.
+        from: Phase,
+        /// Where it was to go.
+        to: Phase,
+    },
+    /// The device is being realized or unrealized at this moment.
+    #[error("device '{0}' is busy")]
+    Busy(String),
+    /// The machine does not have what the device needs.
+    #[error("the machine provides no {0}")]
+    MissingService(&'static str),
+    /// The object is no device.
+    #[error("object of type '{0}' is no device")]
+    NotADevice(String),
+    /// The object is no bus.
+    #[error("object of type '{0}' is no bus")]
+    NotABus(String),
+    /// What a level or a bus reports, in its own words.
+    #[error(transparent)]
+    Hook(BoxedError),
+}
+
+impl Error {
+    /// An error of the device's or the bus's own.
+    pub fn other(error: impl Into<BoxedError>) -> Self {
+        Self::Hook(error.into())
+    }
+}
+
+impl From<qom::Error> for Error {
+    fn from(error: qom::Error) -> Self {
+        match error {
+            qom::Error::Property(error) => Self::Property(error),
+            error => Self::Type(error),
+        }
+    }
+}
