@@ -13,6 +13,12 @@ use crate::vnet::VnetHeader;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token(pub u32);
 
+impl Token {
+    /// The token of the reads that a [`Port`](crate::Port) does itself, for a client that lends no
+    /// buffers. No client chooses it.
+    pub const PORT: Self = Self(u32::MAX);
+}
+
 /// A frame on its way to the peer, still in its sender's memory.
 ///
 /// It begins with a `virtio_net_hdr` of the length that the two clients agreed on

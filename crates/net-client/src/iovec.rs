@@ -33,6 +33,20 @@ impl IoVec {
         })
     }
 
+    /// Describes bytes of our own that are only read from, for the length of one call.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        // SAFETY: used by `Port` alone, for frames without a token and for the length of the call
+        // that the borrow outlives; a frame that is sent is only read from.
+        unsafe { Self::new(bytes.as_ptr().cast_mut(), bytes.len()) }
+    }
+
+    /// Describes a buffer of our own to read into.
+    pub(crate) fn of_buffer(buffer: &mut [u8]) -> Self {
+        // SAFETY: used by `Bounce` alone, which neither touches nor frees the buffer before the read
+        // into it has ended.
+        unsafe { Self::new(buffer.as_mut_ptr(), buffer.len()) }
+    }
+
     /// Where it begins.
     pub fn base(&self) -> *mut u8 {
         self.0.iov_base.cast()

@@ -1,12 +1,78 @@
-//! Two clients on a link: ports, peers, queues with back-pressure, link state, filters, the netdev
-//! table.
+//! Two net clients on a link: a NIC and a backend such as a tap, each behind its [`Port`].
+//!
+//! A client implements [`NetClient`] and owns a [`Port`]; [`Port::connect`] makes two ports each
+//! other's peers. A client reaches its peer only through its own port, which is where link state,
+//! counters and filters have their place. Frames cross in one of two ways:
+//!
+//! - **Handed over.** The sender calls [`Port::send`] with a [`Frame`], a batch of times, then
+//!   [`Port::flush`]. The receiver answers [`Received`]: done with it, kept until
+//!   [`NetClient::sent`], or no room. Frames of a NIC go this way; they are still in guest memory,
+//!   which the NIC lends.
+//! - **Read in place.** A backend with frames to read calls [`Port::offer`] with a [`FrameSource`],
+//!   and the peer has each read straight into buffers of its own. A peer that lends none has the
+//!   frames handed over instead, copied once by the port.
+//!
+//! No room is said once ([`Received::Busy`], [`Drained::NoRoom`]); the sender stops, keeps what it
+//! has, and tries again when [`NetClient::room`] is called. Nothing is lost or reordered on the way.
+//! What is lent comes back by completion, or all at once by [`NetClient::revoke`], which
+//! [`Port::disconnect`] sees to.
+//!
+//! [`NetClients`] is the table behind `-netdev`: the kinds that there are, and the netdevs made of
+//! option strings, by id.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use iothread::{AioContext, EventLoop};
+//! use net_client::{Loopback, NetClients, Port, Received, Recorder};
+//!
+//! // A kind of netdev, and one made from an option string.
+//! let netdevs = NetClients::new();
+//! netdevs.register("loopback", Box::new(|_options| {
+//!     Ok(Box::new(|id| Ok(Loopback::new(id))))
+//! }));
+//! let netdev = netdevs.add("loopback,id=net0")?;
+//!
+//! // Its peer, and the context that both work on.
+//! let nic = Recorder::new("nic");
+//! let context: Arc<dyn AioContext> = EventLoop::new()?;
+//! Port::connect(nic.port(), &netdev.ports()[0], &context)?;
+//!
+//! assert_eq!(nic.port().send_bytes(b"there and back"), Received::Taken);
+//! assert_eq!(nic.take_frames(), [b"there and back"]);
+//!
+//! let error = netdevs.add("loopback,id=net0").unwrap_err();
+//! assert_eq!(error.to_string(), "Duplicate ID 'net0' for netdev");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Not here: filters, and packet queues longer than the one frame that a port keeps.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `client` | what a client is: frames, sources, answers, completions |
+//! | `port` | one end of a link |
+//! | `bounce` | the one frame that a port copies, and keeps when its peer has no room |
+//! | `statistics` | frames, bytes, and drops by reason |
+//! | `vnet` | the header in front of each frame |
+//! | `iovec` | memory that a frame is in |
+//! | `netdev` | the table behind `-netdev` |
+//! | `loopback`, `recorder` | two simple clients |
 
+mod bounce;
 mod client;
 mod iovec;
+mod loopback;
+mod netdev;
 mod port;
+mod recorder;
+mod statistics;
 mod vnet;
 
 pub use client::{Drained, Frame, FrameSource, NetClient, Read, Received, Token};
 pub use iovec::{IoVec, copy_from_iov, copy_to_iov, total_len};
-pub use port::Port;
+pub use loopback::Loopback;
+pub use netdev::{Constructor, NetClients, Netdev, NetdevError, OpenError, Opener};
+pub use port::{ConnectError, Port};
+pub use recorder::Recorder;
+pub use statistics::{DirectionStatistics, DropReason, Statistics};
 pub use vnet::{Offloads, VnetHeader};

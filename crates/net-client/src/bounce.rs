@@ -1,0 +1,176 @@
+//! The buffer through which frames pass from a source to a peer that cannot read it itself.
+
+use std::fmt;
+use std::mem;
+use std::sync::{Mutex, PoisonError};
+
+use crate::client::{Drained, Frame, FrameSource, Read, Received, Token};
+use crate::iovec::IoVec;
+use crate::port::Port;
+
+/// Frames copied in one turn, before others have theirs.
+const BUDGET: usize = 64;
+
+/// One frame's buffer, and what is in it.
+///
+/// The lock is a leaf: whoever works with the buffer takes it out and leaves `InUse` behind.
+#[derive(Default)]
+pub(crate) struct Bounce(Mutex<State>);
+
+enum State {
+    /// Nothing.
+    Idle(Vec<u8>),
+    /// A frame of so many bytes that the peer had no room for.
+    Held(Vec<u8>, usize),
+    /// A read goes on; [`Token::PORT`] ends it.
+    Reading(Vec<u8>),
+    /// Taken out. `room`: the peer said meanwhile that it has room.
+    InUse { room: bool },
+}
+
+impl Bounce {
+    /// Whether a read into the buffer goes on. Until it ends, nothing may be read past it.
+    pub(crate) fn is_reading(&self) -> bool {
+        matches!(*self.lock(), State::Reading(_))
+    }
+
+    /// Hands over the frame that is kept, if any. `false`: the peer has no room for it, or the
+    /// buffer is at work further up the stack, which will see to it.
+    pub(crate) fn deliver(&self, port: &Port) -> bool {
+        let (buffer, len) = {
+            let mut state = self.lock();
+            match mem::replace(&mut *state, State::InUse { room: false }) {
+                State::Held(buffer, len) => (buffer, len),
+                State::InUse { .. } => {
+                    *state = State::InUse { room: true };
+                    return false;
+                }
+                other => {
+                    *state = other;
+                    return true;
+                }
+            }
+        };
+        let handed_over = self.hand_over(port, buffer, len);
+        port.flush(&mut |_| {});
+        handed_over
+    }
+
+    /// Reads frames from `source` and hands each over, up to a turn's budget.
+    pub(crate) fn copy(&self, port: &Port, source: &mut dyn FrameSource) -> Drained {
+        let mut drained = Drained::Budget;
+        for _ in 0..BUDGET {
+            let mut buffer = {
+                let mut state = self.lock();
+                match mem::replace(&mut *state, State::InUse { room: false }) {
+                    State::Idle(buffer) => buffer,
+                    // One frame at a time: the end of the read asks again.
+                    reading @ State::Reading(_) => {
+                        *state = reading;
+                        return Drained::Empty;
+                    }
+                    other => {
+                        *state = other;
+                        return Drained::NoRoom;
+                    }
+                }
+            };
+            buffer.resize(source.max_frame().max(buffer.len()), 0);
+            let iov = IoVec::of_buffer(&mut buffer);
+            match source.read(Token::PORT, &[iov]) {
+                Read::Frame(len) => {
+                    if !self.hand_over(port, buffer, len) {
+                        drained = Drained::NoRoom;
+                        break;
+                    }
+                }
+                Read::Pending => {
+                    *self.lock() = State::Reading(buffer);
+                    drained = Drained::Empty;
+                    break;
+                }
+                Read::Empty | Read::Failed => {
+                    *self.lock() = State::Idle(buffer);
+                    drained = Drained::Empty;
+                    break;
+                }
+            }
+        }
+        port.flush(&mut |_| {});
+        drained
+    }
+
+    /// A read that went on has ended.
+    pub(crate) fn read_done(&self, port: &Port, len: usize) {
+        let buffer = {
+            let mut state = self.lock();
+            match mem::replace(&mut *state, State::InUse { room: false }) {
+                State::Reading(buffer) if len > 0 => buffer,
+                State::Reading(buffer) => {
+                    *state = State::Idle(buffer);
+                    return;
+                }
+                other => {
+                    *state = other;
+                    return;
+                }
+            }
+        };
+        self.hand_over(port, buffer, len);
+        port.flush(&mut |_| {});
+    }
+
+    /// Forgets a frame that is kept: its receiver is gone.
+    pub(crate) fn clear(&self) {
+        let mut state = self.lock();
+        if let State::Held(buffer, _) = &mut *state {
+            *state = State::Idle(mem::take(buffer));
+        }
+    }
+
+    /// Offers the frame in `buffer`, which was taken out, and puts the buffer back: idle (`true`),
+    /// or holding the frame.
+    fn hand_over(&self, port: &Port, buffer: Vec<u8>, len: usize) -> bool {
+        let len = len.min(buffer.len());
+        loop {
+            let iov = IoVec::of_bytes(&buffer[..len]);
+            let received = port.send(&Frame {
+                token: None,
+                iov: &[iov],
+                len,
+            });
+            let mut state = self.lock();
+            if received != Received::Busy {
+                *state = State::Idle(buffer);
+                return true;
+            }
+            if let State::InUse { room: true } = *state {
+                *state = State::InUse { room: false };
+                continue;
+            }
+            *state = State::Held(buffer, len);
+            return false;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Idle(Vec::new())
+    }
+}
+
+impl fmt::Debug for Bounce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &*self.lock() {
+            State::Idle(_) => "idle",
+            State::Held(..) => "held",
+            State::Reading(_) => "reading",
+            State::InUse { .. } => "in use",
+        })
+    }
+}
