@@ -1,0 +1,2 @@
+//! A VMM.
+fn main() {}

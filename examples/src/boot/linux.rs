@@ -1,0 +1,304 @@
+//! Linux by its 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::path::PathBuf;
+
+use linux_loader::bootparam::{XLF_KERNEL_64, boot_e820_entry, boot_params, setup_header};
+use linux_loader::configurator::linux::LinuxBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::bzimage::BzImage;
+use linux_loader::loader::elf::Elf;
+use linux_loader::loader::{KernelLoader, KernelLoaderResult};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::paging::write_tables;
+use super::place::{ACPI, COMMAND_LINE, COMMAND_LINE_MAX, HIGH, LOW_END, ZERO_PAGE};
+use super::{BootError, Entry, acpi};
+use crate::machine::Memory;
+use crate::machine::layout::{IOAPIC, PCI_ECAM};
+
+/// A Linux kernel, what it is told, and its initial file system.
+#[derive(Clone, Debug, Default)]
+pub struct LinuxImage {
+    /// A bzImage with a 64-bit entry, or an ELF `vmlinux`.
+    pub kernel: PathBuf,
+    /// The initial file system.
+    pub initrd: Option<PathBuf>,
+    /// The command line.
+    pub command_line: String,
+}
+
+impl LinuxImage {
+    pub(super) fn load(&self, memory: &Memory, vcpus: u8) -> Result<Entry, BootError> {
+        let kernel = self.load_kernel(memory)?;
+        let mut header = kernel.header;
+        let initrd = self.load_initrd(memory, &kernel)?;
+        if let Some((address, size)) = initrd {
+            header.ramdisk_image = address;
+            header.ramdisk_size = size;
+        }
+
+        let line = self.command_line.as_bytes();
+        let max = usize::try_from(header.cmdline_size)
+            .unwrap_or(0)
+            .clamp(255, COMMAND_LINE_MAX - 1);
+        if line.len() > max {
+            return Err(BootError::CommandLineTooLong {
+                len: line.len(),
+                max,
+            });
+        }
+        memory.write_slice(line, COMMAND_LINE)?;
+        // RAM is zeroed, so the line ends with a zero already.
+        header.cmd_line_ptr = low_u32(COMMAND_LINE.0);
+
+        let mut params = boot_params {
+            hdr: header,
+            acpi_rsdp_addr: acpi::write(memory, vcpus)?,
+            ..Default::default()
+        };
+        let map = e820(memory);
+        for (slot, entry) in params.e820_table.iter_mut().zip(&map) {
+            *slot = *entry;
+        }
+        params.e820_entries = u8::try_from(map.len()).unwrap_or(u8::MAX);
+        LinuxBootConfigurator::write_bootparams(&BootParams::new(&params, ZERO_PAGE), &**memory)
+            .map_err(|_| BootError::DoesNotFit {
+                what: "the zero page",
+            })?;
+
+        Ok(Entry {
+            rip: kernel.entry,
+            rsi: ZERO_PAGE.0,
+            ..write_tables(memory)?
+        })
+    }
+
+    fn load_kernel(&self, memory: &Memory) -> Result<Kernel, BootError> {
+        let read_error = |source| BootError::File {
+            option: "-kernel",
+            path: self.kernel.clone(),
+            source,
+        };
+        let not_a_kernel = |reason: String| BootError::NotAKernel {
+            path: self.kernel.clone(),
+            reason,
+        };
+        let mut file = open_file(&self.kernel).map_err(read_error)?;
+        let mut magic = [0; 4];
+        match file.read_exact(&mut magic) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(error) => return Err(read_error(error)),
+        }
+        file.rewind().map_err(read_error)?;
+        if magic == *b"\x7fELF" {
+            let loaded = Elf::load(&**memory, None, &mut file, None)
+                .map_err(|error| not_a_kernel(error.to_string()))?;
+            return Ok(Kernel::from_elf(&loaded));
+        }
+        let loaded = BzImage::load(&**memory, None, &mut file, Some(HIGH))
+            .map_err(|error| not_a_kernel(error.to_string()))?;
+        let kernel = Kernel::from_bzimage(&loaded).map_err(not_a_kernel)?;
+        if kernel.end > low_ram_end(memory) {
+            return Err(BootError::DoesNotFit { what: "the kernel" });
+        }
+        Ok(kernel)
+    }
+
+    /// Puts the initial file system as high as it may be, where the kernel will not unpack itself.
+    fn load_initrd(
+        &self,
+        memory: &Memory,
+        kernel: &Kernel,
+    ) -> Result<Option<(u32, u32)>, BootError> {
+        let Some(path) = &self.initrd else {
+            return Ok(None);
+        };
+        let read_error = |source| BootError::File {
+            option: "-initrd",
+            path: path.clone(),
+            source,
+        };
+        let too_large = || BootError::DoesNotFit { what: "the initrd" };
+        let mut file = open_file(path).map_err(read_error)?;
+        let size = file.metadata().map_err(read_error)?.len();
+        let limit = low_ram_end(memory).min(kernel.initrd_max);
+        let address = limit.checked_sub(size).ok_or_else(too_large)? & !0xfff;
+        if address < kernel.end {
+            return Err(too_large());
+        }
+        let (Ok(at), Ok(len), Ok(count)) = (
+            u32::try_from(address),
+            u32::try_from(size),
+            usize::try_from(size),
+        ) else {
+            return Err(too_large());
+        };
+        memory
+            .read_exact_volatile_from(GuestAddress(address), &mut file, count)
+            .map_err(|error| read_error(io::Error::other(error)))?;
+        Ok(Some((at, len)))
+    }
+}
+
+/// What was loaded, whatever the file's format.
+struct Kernel {
+    header: setup_header,
+    entry: u64,
+    /// The first address that the kernel leaves alone while it unpacks itself.
+    end: u64,
+    /// The initial file system ends at or below this.
+    initrd_max: u64,
+}
+
+impl Kernel {
+    fn from_elf(loaded: &KernelLoaderResult) -> Self {
+        // An ELF image has no header of its own; the kernel looks at these fields only.
+        let header = setup_header {
+            boot_flag: BOOT_FLAG,
+            header: HEADER_MAGIC,
+            version: 0x20c,
+            type_of_loader: LOADER_UNKNOWN,
+            loadflags: LOADED_HIGH,
+            kernel_alignment: 0x100_0000,
+            cmdline_size: 2047,
+            ..Default::default()
+        };
+        Self {
+            header,
+            entry: loaded.kernel_load.raw_value(),
+            end: loaded.kernel_end,
+            initrd_max: 1 << 31,
+        }
+    }
+
+    fn from_bzimage(loaded: &KernelLoaderResult) -> Result<Self, String> {
+        let mut header = loaded
+            .setup_header
+            .ok_or_else(|| "it has no setup header".to_owned())?;
+        let (version, flags) = (header.version, header.xloadflags);
+        if version < 0x20c || flags & XLF_KERNEL_64 == 0 {
+            return Err("it has no 64-bit entry point".into());
+        }
+        header.type_of_loader = LOADER_UNKNOWN;
+        let load = loaded.kernel_load.raw_value();
+        let (preferred, init_size) = (header.pref_address, header.init_size);
+        let unpacked = preferred.max(load).saturating_add(init_size.into());
+        Ok(Self {
+            header,
+            entry: load.saturating_add(ENTRY_64),
+            end: loaded.kernel_end.max(unpacked),
+            initrd_max: u64::from(header.initrd_addr_max) + 1,
+        })
+    }
+}
+
+/// Opens a file of bytes: of a directory or the like the loaders would say something odd.
+fn open_file(path: &std::path::Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    Ok(file)
+}
+
+/// What BIOS would say of the address map.
+fn e820(memory: &Memory) -> Vec<boot_e820_entry> {
+    let entry = |addr: u64, end: u64, r#type: u32| boot_e820_entry {
+        addr,
+        size: end - addr,
+        r#type,
+    };
+    let mut map = vec![
+        entry(0, LOW_END, E820_RAM),
+        entry(ACPI.0, HIGH.0, E820_RESERVED),
+        entry(HIGH.0, low_ram_end(memory), E820_RAM),
+        entry(PCI_ECAM.start, PCI_ECAM.end, E820_RESERVED),
+        entry(IOAPIC, 1 << 32, E820_RESERVED),
+    ];
+    for region in memory.iter().skip(1) {
+        let start = region.start_addr().raw_value();
+        map.push(entry(start, start + region.len(), E820_RAM));
+    }
+    map
+}
+
+fn low_ram_end(memory: &Memory) -> u64 {
+    memory.iter().next().map_or(0, GuestMemoryRegion::len)
+}
+
+/// The low half of an address that is known to be below 4 GiB.
+fn low_u32(address: u64) -> u32 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the address is below 4 GiB"
+    )]
+    let low = address as u32;
+    low
+}
+
+const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
+const BOOT_FLAG: u16 = 0xaa55;
+/// "HdrS"
+const HEADER_MAGIC: u32 = 0x5372_6448;
+const LOADER_UNKNOWN: u8 = 0xff;
+const LOADED_HIGH: u8 = 1;
+/// The 64-bit entry point, relative to where the kernel is loaded.
+const ENTRY_64: u64 = 0x200;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::layout::{GIB, MIB};
+    use crate::machine::memory;
+
+    #[test]
+    fn the_map_tells_of_all_ram_once_and_in_order() {
+        for bytes in [256 * MIB, 4 * GIB] {
+            let map = e820(&memory::allocate(bytes).unwrap());
+            let mut last = 0;
+            let mut ram = 0;
+            for entry in map.iter().filter(|entry| { entry.r#type } == E820_RAM) {
+                let (addr, size) = (entry.addr, entry.size);
+                assert!(addr >= last);
+                last = addr + size;
+                ram += size;
+            }
+            assert_eq!(
+                ram,
+                bytes - (HIGH.0 - LOW_END),
+                "all but the hole below 1 MiB"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_kernel_is_refused_by_name() {
+        let memory = memory::allocate(64 * MIB).unwrap();
+        let dir = std::env::temp_dir();
+        let text = dir.join(format!("vmm-not-a-kernel-{}", std::process::id()));
+        std::fs::write(&text, "no kernel").unwrap();
+        // File, part of the message.
+        let table = [
+            (
+                PathBuf::from("/nonexistent/kernel"),
+                "-kernel /nonexistent/kernel: No such file",
+            ),
+            (dir, "not a regular file"),
+            (text.clone(), "vmm-not-a-kernel"),
+        ];
+        for (kernel, expected) in table {
+            let image = LinuxImage {
+                kernel: kernel.clone(),
+                ..Default::default()
+            };
+            let error = image.load(&memory, 1).unwrap_err().to_string();
+            assert!(error.contains(expected), "{kernel:?}: {error}");
+            assert!(!error.contains('\n'));
+        }
+        std::fs::remove_file(text).unwrap();
+    }
+}
