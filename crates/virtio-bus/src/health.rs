@@ -27,8 +27,8 @@ impl Health {
     }
 
     /// Sets DEVICE_NEEDS_RESET. True when a configuration change notification is due now: the driver
-    /// is live and has not been told yet (virtio 1.4, 2.1.2). Whoever of this and
-    /// [`set_live`](Self::set_live) comes second answers true, so exactly one is sent.
+    /// is live and has not been told yet (virtio 1.4, 2.1.2). Whichever of this and DRIVER_OK comes
+    /// second sends it, so exactly one is sent.
     #[must_use]
     pub fn set_broken(&self) -> bool {
         self.bits.fetch_or(BROKEN, Ordering::AcqRel) & (LIVE | BROKEN) == LIVE

@@ -1,1 +1,34 @@
-//! The virtio-pci transport
+//! The virtio-pci transport: a PCI function through which a driver reaches one virtio device.
+//!
+//! A [`VirtioPci`] has a bus for a device ([`VirtioPci::bus`]) and is a
+//! [`PciFunction`](vm_pci::PciFunction) for its PCI bus. It looks as QEMU's modern virtio-pci
+//! functions do: BAR 1 has the MSI-X table, BAR 4 the four structures of virtio 1.4, 4.1.4, and five
+//! vendor capabilities say so, the one for access through configuration space included.
+//!
+//! Of the machine it needs guest memory to hand on, an [`MsiSink`](vm_pci::MsiSink) that makes messages
+//! into interrupts, and a [`KickBinder`](virtio_bus::KickBinder) that may turn notify registers into
+//! descriptors. It does not know what its device does.
+//!
+//! A device's interrupts take no lock of this crate while MSI-X is on, and only the pin's while it is
+//! off; registers are under one lock.
+//!
+//! Not built: the legacy interface (a transitional device, 0x1000), `page-per-vq`, notification data,
+//! administration queues, shared memory regions.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `function` | [`VirtioPci`] and what each register does |
+//! | `registers` | the table of registers, and the splitting of accesses |
+//! | `layout` | identity, BARs, capabilities |
+//! | `window` | access through configuration space |
+//! | `interrupts` | ISR, pin and vectors, for the data path |
+//! | `kicks` | which notify registers are bound |
+
+mod function;
+mod interrupts;
+mod kicks;
+mod layout;
+mod registers;
+mod window;
+
+pub use function::{Error, VirtioPci, VirtioPciConfig};

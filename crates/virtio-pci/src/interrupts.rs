@@ -1,0 +1,180 @@
+//! Interrupts: what the data path does to the guest, without the transport's lock.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use virtio::pci::IsrStatus;
+use virtio_bus::{GuestNotifier, Health, Transport, signal};
+use vm_pci::{Intx, MsiVector};
+use vmm_sys_util::eventfd::EventFd;
+
+/// VIRTIO_MSI_NO_VECTOR: an event that is mapped to no vector (virtio 1.4, 4.1.5.1.2).
+pub(crate) const NO_VECTOR: u16 = 0xffff;
+
+/// A function's way to its guest: ISR status and pin, or one MSI-X vector an event.
+///
+/// Registers write here under the transport's lock; the data path reads atomics. The only lock on
+/// its way is the pin's own, and only while MSI-X is off.
+#[derive(Debug)]
+pub(crate) struct Interrupts {
+    name: String,
+    health: Arc<Health>,
+    pin: Arc<Intx>,
+    isr: AtomicU8,
+    msix: AtomicBool,
+    /// Set once, when the function goes on its bus. Until then no message can be sent.
+    vectors: OnceLock<Vec<Arc<dyn MsiVector>>>,
+    vector_count: u16,
+    config_vector: AtomicU16,
+    queue_vectors: Vec<AtomicU16>,
+}
+
+impl Interrupts {
+    pub(crate) fn new(
+        name: String,
+        health: Arc<Health>,
+        pin: Arc<Intx>,
+        vector_count: u16,
+        queues: usize,
+    ) -> Self {
+        Self {
+            name,
+            health,
+            pin,
+            isr: AtomicU8::new(0),
+            msix: AtomicBool::new(false),
+            vectors: OnceLock::new(),
+            vector_count,
+            config_vector: AtomicU16::new(NO_VECTOR),
+            queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+        }
+    }
+
+    /// The function is on its bus and has these vectors.
+    pub(crate) fn connect(&self, vectors: Vec<Arc<dyn MsiVector>>) {
+        // A function goes on a bus once in its life, so nothing is set yet.
+        let _ = self.vectors.set(vectors);
+    }
+
+    /// MSI-X was switched on or off.
+    pub(crate) fn set_msix(&self, enabled: bool) {
+        self.msix.store(enabled, Ordering::Release);
+    }
+
+    /// Reads ISR status, which clears it and releases the pin (virtio 1.4, 4.1.4.5).
+    pub(crate) fn take_isr(&self) -> u8 {
+        let mut isr = 0;
+        self.pin.update(|| {
+            isr = self.isr.swap(0, Ordering::AcqRel);
+            false
+        });
+        isr
+    }
+
+    /// After a reset: no event is mapped to a vector (virtio 1.4, 4.1.5.1.2.1), nothing is pending.
+    pub(crate) fn reset(&self) {
+        self.config_vector.store(NO_VECTOR, Ordering::Release);
+        for vector in &self.queue_vectors {
+            vector.store(NO_VECTOR, Ordering::Release);
+        }
+        self.take_isr();
+    }
+
+    pub(crate) fn config_vector(&self) -> u16 {
+        self.config_vector.load(Ordering::Acquire)
+    }
+
+    /// Maps configuration changes to `vector`; to none if the function has no such vector.
+    pub(crate) fn set_config_vector(&self, vector: u16) {
+        self.config_vector
+            .store(self.existing(vector), Ordering::Release);
+    }
+
+    pub(crate) fn queue_vector(&self, queue: u16) -> u16 {
+        self.queue_vectors
+            .get(usize::from(queue))
+            .map_or(NO_VECTOR, |vector| vector.load(Ordering::Acquire))
+    }
+
+    /// Maps a queue to `vector`; to none if the function has no such vector. Allowed at any time: the
+    /// queue is the device's, the way to the guest is not, and "Device MUST support unmapping any
+    /// event type" (virtio 1.4, 4.1.5.1.2.1).
+    pub(crate) fn set_queue_vector(&self, queue: u16, vector: u16) {
+        if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
+            slot.store(self.existing(vector), Ordering::Release);
+        }
+    }
+
+    fn existing(&self, vector: u16) -> u16 {
+        if vector < self.vector_count {
+            vector
+        } else {
+            NO_VECTOR
+        }
+    }
+
+    fn vector_fd(&self, vector: u16) -> Option<&EventFd> {
+        if !self.msix.load(Ordering::Acquire) {
+            return None;
+        }
+        let vectors = self.vectors.get()?;
+        Some(vectors.get(usize::from(vector))?.event_fd())
+    }
+
+    fn set_isr(&self, bit: IsrStatus) {
+        self.pin.update(|| {
+            self.isr.fetch_or(bit.bits(), Ordering::AcqRel);
+            true
+        });
+    }
+
+    fn notify_queue(&self, queue: u16) {
+        if !self.msix.load(Ordering::Acquire) {
+            self.set_isr(IsrStatus::QUEUE_INTERRUPT);
+        } else if let Some(vector) = self.vector_fd(self.queue_vector(queue)) {
+            signal(vector);
+        }
+    }
+
+    /// The ISR bit is set before the notification in either case (virtio 1.4, 4.1.4.5.1).
+    fn notify_config(&self) {
+        self.set_isr(IsrStatus::DEVICE_CONFIGURATION_INTERRUPT);
+        if let Some(vector) = self.vector_fd(self.config_vector()) {
+            signal(vector);
+        }
+    }
+}
+
+impl Transport for Interrupts {
+    fn config_changed(&self) {
+        self.health.set_config_changed();
+        if self.health.is_live() {
+            self.notify_config();
+        }
+    }
+
+    fn needs_reset(&self, reason: &str) {
+        self.health.log_broken(&self.name, reason);
+        if self.health.set_broken() {
+            self.notify_config();
+        }
+    }
+}
+
+/// One queue's way to the guest.
+#[derive(Debug)]
+pub(crate) struct QueueInterrupt {
+    pub(crate) interrupts: Arc<Interrupts>,
+    pub(crate) queue: u16,
+}
+
+impl GuestNotifier for QueueInterrupt {
+    fn notify(&self) {
+        self.interrupts.notify_queue(self.queue);
+    }
+
+    fn event_fd(&self) -> Option<&EventFd> {
+        self.interrupts
+            .vector_fd(self.interrupts.queue_vector(self.queue))
+    }
+}
