@@ -3,6 +3,7 @@
 
 mod address;
 mod aperture;
+mod assign;
 mod bar;
 mod bars;
 mod bridge;
@@ -17,6 +18,8 @@ mod irq;
 mod lock;
 mod msix;
 pub mod registers;
+#[cfg(feature = "test-utils")]
+pub mod test_utils;
 mod windows;
 
 pub use address::DevFn;
