@@ -136,15 +136,26 @@ impl Apt {
         let answers = cache.join("apt-answers");
         let kept = fs::read_to_string(&answers).unwrap_or_default();
         let known = match kept.split_once('\n') {
-            Some((state, rest)) if state == lists_state() => rest.lines().filter_map(recall).collect(),
+            Some((state, rest)) if state == lists_state() => {
+                rest.lines().filter_map(recall).collect()
+            }
             _ => BTreeMap::new(),
         };
-        Ok(Self { packages, updated: false, known, answers })
+        Ok(Self {
+            packages,
+            updated: false,
+            known,
+            answers,
+        })
     }
 
     /// Keeps apt's answers for the next run.
     fn keep_answers(&self) -> Result<()> {
-        let lines: String = self.known.iter().map(|(name, c)| remember(name, c)).collect();
+        let lines: String = self
+            .known
+            .iter()
+            .map(|(name, c)| remember(name, c))
+            .collect();
         fs::write(&self.answers, format!("{}\n{lines}", lists_state()))
             .with_context(|| format!("writing {}", self.answers.display()))
     }
@@ -224,16 +235,24 @@ impl Apt {
             self.update()?;
             self.ask(&[package.to_owned()])
         })?;
-        self.known.get(package).cloned().with_context(|| format!("apt knows no package {package}"))
+        self.known
+            .get(package)
+            .cloned()
+            .with_context(|| format!("apt knows no package {package}"))
     }
 
     /// Asks apt about several packages at once, as far as it has not been asked before.
     fn ask(&mut self, packages: &[String]) -> Result<()> {
-        let open: Vec<_> = packages.iter().filter(|name| !self.known.contains_key(*name)).collect();
+        let open: Vec<_> = packages
+            .iter()
+            .filter(|name| !self.known.contains_key(*name))
+            .collect();
         if !open.is_empty() {
-            let output =
-                run(Command::new("apt-cache").args(["show", "--no-all-versions"]).args(open))?;
-            self.known.extend(text(&output).split("\n\n").filter_map(described));
+            let output = run(Command::new("apt-cache")
+                .args(["show", "--no-all-versions"])
+                .args(open))?;
+            self.known
+                .extend(text(&output).split("\n\n").filter_map(described));
         }
         Ok(())
     }
@@ -300,31 +319,57 @@ impl Apt {
 /// The package that a paragraph of `apt-cache show` describes.
 fn described(paragraph: &str) -> Option<(String, Candidate)> {
     let field = |name: &str| {
-        paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+        paragraph
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     };
     let depends = ["Pre-Depends", "Depends"]
         .iter()
         .flat_map(|name| dependencies(field(name).unwrap_or_default()))
         .collect();
-    Some((field("Package")?.to_owned(), Candidate { version: field("Version")?.to_owned(), depends }))
+    Some((
+        field("Package")?.to_owned(),
+        Candidate {
+            version: field("Version")?.to_owned(),
+            depends,
+        },
+    ))
 }
 
 /// What changes when apt's lists do.
 fn lists_state() -> String {
-    let changed = fs::metadata("/var/lib/apt/lists").and_then(|m| m.modified()).ok();
-    let since = changed.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    let changed = fs::metadata("/var/lib/apt/lists")
+        .and_then(|m| m.modified())
+        .ok();
+    let since = changed
+        .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
+        .unwrap_or_default();
     format!("lists {}", since.as_micros())
 }
 
 fn remember(name: &str, candidate: &Candidate) -> String {
-    format!("{name} {} {}\n", candidate.version, candidate.depends.join(","))
+    format!(
+        "{name} {} {}\n",
+        candidate.version,
+        candidate.depends.join(",")
+    )
 }
 
 fn recall(line: &str) -> Option<(String, Candidate)> {
     let mut words = line.split(' ');
     let (name, version, depends) = (words.next()?, words.next()?, words.next()?);
-    let depends = depends.split(',').filter(|d| !d.is_empty()).map(str::to_owned).collect();
-    Some((name.to_owned(), Candidate { version: version.to_owned(), depends }))
+    let depends = depends
+        .split(',')
+        .filter(|d| !d.is_empty())
+        .map(str::to_owned)
+        .collect();
+    Some((
+        name.to_owned(),
+        Candidate {
+            version: version.to_owned(),
+            depends,
+        },
+    ))
 }
 
 /// The package names of a dependency field, of alternatives the first.
@@ -440,10 +485,16 @@ mod tests {
     fn a_package_is_described_by_its_paragraph_and_recalled_as_it_was_remembered() {
         let paragraph = "Package: iperf3\nVersion: 1:3.12-1\nDepends: libc6 (>= 2), libiperf0\n";
         let (name, candidate) = described(paragraph).unwrap();
-        assert_eq!((name.as_str(), candidate.version.as_str()), ("iperf3", "1:3.12-1"));
+        assert_eq!(
+            (name.as_str(), candidate.version.as_str()),
+            ("iperf3", "1:3.12-1")
+        );
         assert_eq!(candidate.depends, ["libc6", "libiperf0"]);
         let line = remember(&name, &candidate);
-        assert_eq!(recall(line.trim_end_matches('\n')).unwrap(), (name, candidate));
+        assert_eq!(
+            recall(line.trim_end_matches('\n')).unwrap(),
+            (name, candidate)
+        );
         assert!(described("Version: 1\n").is_none());
     }
 

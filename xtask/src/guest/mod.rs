@@ -197,7 +197,7 @@ fn suite(names: &[String], options: &Options) -> Result<u8> {
                 );
                 print!("{}", indented("the host's commands printed", &outcome.host));
                 print!("{}", indented("console of guest and VMM", &outcome.console));
-                if !matches!(outcome.ending, Ending::Finished(_)) {
+                if matches!(outcome.ending, Ending::Died(_)) {
                     print!(
                         "{}",
                         indented("console of the emulated host", &outcome.host_console)
@@ -258,7 +258,7 @@ fn shell(commands: &str, options: &Options) -> Result<u8> {
     if status != 0 {
         eprint!("{}", indented("console of guest and VMM", &outcome.console));
     }
-    if status == BROKEN {
+    if matches!(outcome.ending, Ending::Died(_)) {
         eprint!(
             "{}",
             indented("console of the emulated host", &outcome.host_console)
@@ -302,7 +302,10 @@ impl Bench {
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             signal_hook::flag::register(signal, Arc::clone(&stop))?;
         }
-        let runs = cache.join("runs");
+        let runs = cache.join(if keep { "kept" } else { "runs" });
+        if !keep {
+            remove_leftovers(&runs);
+        }
         let mut bench = Self {
             assets,
             vmm,
@@ -427,7 +430,21 @@ impl Bench {
     }
 }
 
-/// A word that no other run's markers carry.
+/// Removes the files of runs whose process is gone without having done so.
+fn remove_leftovers(runs: &Path) {
+    for entry in fs::read_dir(runs).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name
+            .split_once('-')
+            .and_then(|(p, _)| u32::from_str_radix(p, 16).ok());
+        if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
+            // What cannot be removed is in nobody's way.
+            fs::remove_dir_all(entry.path()).ok();
+        }
+    }
+}
+
+/// A word that no other run's markers carry, and a name for the run's directory.
 fn word() -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -14,7 +14,7 @@ host() {
     *@status:*) ;;
     *) echo "the host did not answer: $_reply"; return 125 ;;
     esac
-    printf '%s\n' "${_reply%@status:*}"
+    printf '%s' "${_reply%@status:*}"
     return "${_reply##*@status:}"
 }
 fail() { echo "FAILED: $*"; exit 1; }
