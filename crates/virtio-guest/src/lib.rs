@@ -58,4 +58,8 @@ pub use platform::{ConfigMechanism, PciAddress, Platform, Width};
 pub use queue::VirtQueue;
 
 #[cfg(test)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "registers are cut to their widths"
+)]
 mod fake;

@@ -484,4 +484,5 @@ const CONFIG_MAX_PAIRS: u32 = 8;
 const CONFIG_MTU: u32 = 10;
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "short frames")]
 mod tests;

@@ -406,7 +406,7 @@ mod tests {
                 queue.add(&fake, &[buffer(0)], &[buffer(1)], token).unwrap();
             }
             queue.publish(&fake);
-            let start = (round * 3) as u16;
+            let start = u16::try_from(round * 3 % 0x1_0000).unwrap();
             for (place, token) in [(2, 2), (0, 0), (1, 1)] {
                 let head = fake.device_head(&queue, start.wrapping_add(place));
                 fake.device_use(&queue, head, 9);

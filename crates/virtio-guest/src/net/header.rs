@@ -24,7 +24,8 @@ pub fn header_len(features: F) -> u32 {
 }
 
 /// Bytes in the part that is always there.
-pub(super) const BASE_LEN: u32 = size_of::<Hdr>() as u32;
+pub(super) const BASE_LEN: u32 = 12;
+const _: () = assert!(size_of::<Hdr>() == BASE_LEN as usize);
 /// Bytes in the longest header.
 pub(super) const LONGEST: usize = 32;
 

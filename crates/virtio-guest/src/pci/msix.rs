@@ -37,7 +37,6 @@ impl Msix {
         let control = platform.config_read(function, offset + 2, Width::U16);
         let locate = |field| {
             let word = platform.config_read(function, offset + field, Width::U32);
-            #[expect(clippy::cast_possible_truncation, reason = "three bits")]
             let index = (word & 7) as u8;
             match Bar::read(platform, function, index) {
                 Some(Bar {
@@ -47,7 +46,6 @@ impl Msix {
                 _ => Err(Error::BarUnassigned(index)),
             }
         };
-        #[expect(clippy::cast_possible_truncation, reason = "eleven bits")]
         let vectors = (control & 0x7ff) as u16 + 1;
         Ok(Self {
             function,

@@ -16,7 +16,7 @@ pub struct SplitRing {
 
 impl SplitRing {
     /// Bytes in a descriptor.
-    pub const DESCRIPTOR_LEN: u32 = size_of::<virtio::virtq::Desc>() as u32;
+    pub const DESCRIPTOR_LEN: u32 = 16;
     /// `VIRTQ_DESC_F_NEXT`.
     pub const NEXT: u16 = DescF::NEXT.bits().to_ne();
     /// `VIRTQ_DESC_F_WRITE`.
@@ -177,7 +177,12 @@ impl SplitRing {
 }
 
 /// Bytes in an entry of the used ring.
-const USED_ELEM_LEN: u32 = size_of::<virtio::virtq::UsedElem>() as u32;
+const USED_ELEM_LEN: u32 = 8;
+
+const _: () = {
+    assert!(size_of::<virtio::virtq::Desc>() == SplitRing::DESCRIPTOR_LEN as usize);
+    assert!(size_of::<virtio::virtq::UsedElem>() == USED_ELEM_LEN as usize);
+};
 
 fn descriptor_address(table: u64, entry: u16) -> u64 {
     table.wrapping_add(u64::from(entry) * u64::from(SplitRing::DESCRIPTOR_LEN))
