@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 /// The crate map, lowest level first. The packages of the last level compose and may know everybody.
 const LEVELS: [&[&str]; 6] = [
@@ -20,65 +20,96 @@ const LEVELS: [&[&str]; 6] = [
 const KVM: [&str; 2] = ["kvm-ioctls", "kvm-bindings"];
 
 /// Types of these cross crate borders, so two versions would not fit together.
-const ONE_COPY: [&str; 6] =
-    ["vm-memory", "virtio-queue", "virtio-spec", "vmm-sys-util", "event-manager", "vm-device"];
+const ONE_COPY: [&str; 6] = [
+    "vm-memory",
+    "virtio-queue",
+    "virtio-spec",
+    "vmm-sys-util",
+    "event-manager",
+    "vm-device",
+];
 
 /// Checks the map against what cargo resolves.
 ///
 /// # Errors
 /// One line for each arrow that points the wrong way.
 pub(crate) fn check() -> Result<()> {
-    let level: BTreeMap<&str, usize> =
-        LEVELS.iter().enumerate().flat_map(|(n, names)| names.iter().map(move |c| (*c, n))).collect();
+    let level: BTreeMap<&str, usize> = LEVELS
+        .iter()
+        .enumerate()
+        .flat_map(|(n, names)| names.iter().map(move |c| (*c, n)))
+        .collect();
     let mut wrong = Vec::new();
-    let mut found = BTreeSet::new();
-    for (package, dependency) in direct_dependencies()? {
-        found.insert(package.clone());
+    let packages = direct_dependencies()?;
+    for (package, dependencies) in &packages {
         let Some(&own) = level.get(package.as_str()) else {
             wrong.push(format!("{package} has no level in the crate map"));
             continue;
         };
-        if let Some(&other) = level.get(dependency.as_str())
-            && other >= own
-        {
-            wrong.push(format!("{package} (level {own}) depends on {dependency} (level {other})"));
-        }
-        if KVM.contains(&dependency.as_str()) && package != "examples" {
-            wrong.push(format!("{package} names KVM: it depends on {dependency}"));
+        for dependency in dependencies {
+            if let Some(&other) = level.get(dependency.as_str())
+                && other >= own
+            {
+                wrong.push(format!(
+                    "{package} (level {own}) depends on {dependency} (level {other})"
+                ));
+            }
+            if KVM.contains(&dependency.as_str()) && package != "examples" {
+                wrong.push(format!("{package} names KVM: it depends on {dependency}"));
+            }
         }
     }
-    for missing in level.keys().filter(|name| **name != "xtask" && !found.contains(**name)) {
-        // A crate without any dependency has no arrow to check.
-        if !std::path::Path::new("crates").join(missing).exists() && LEVELS[5].iter().all(|c| c != missing) {
-            wrong.push(format!("{missing} is in the crate map but not in the workspace"));
-        }
+    for missing in level.keys().filter(|name| !packages.contains_key(**name)) {
+        wrong.push(format!(
+            "{missing} is in the crate map but not in the workspace"
+        ));
     }
     wrong.extend(copies()?);
-    ensure!(wrong.is_empty(), "the crate map does not hold:\n  {}", wrong.join("\n  "));
-    println!("the crate map holds: {} packages, no arrow upwards", found.len());
+    ensure!(
+        wrong.is_empty(),
+        "the crate map does not hold:\n  {}",
+        wrong.join("\n  ")
+    );
+    println!(
+        "the crate map holds: {} packages, no arrow upwards",
+        packages.len()
+    );
     Ok(())
 }
 
-/// (package, dependency) for each normal dependency of each workspace member.
-fn direct_dependencies() -> Result<Vec<(String, String)>> {
-    let tree = cargo_tree(&["--depth", "1", "--edges", "normal,build", "--prefix", "depth", "--format", " {p}"])?;
-    let mut arrows = Vec::new();
-    let mut package = String::new();
-    for line in tree.lines().filter(|line| !line.trim().is_empty()) {
-        let (depth, name) = line.split_once(' ').with_context(|| format!("odd line of cargo tree: {line}"))?;
-        let name = name.split_whitespace().next().unwrap_or_default().to_owned();
-        match depth {
-            "0" => package = name,
-            "1" => arrows.push((package.clone(), name)),
-            _ => bail!("odd depth in cargo tree: {line}"),
-        }
-    }
-    Ok(arrows)
+/// Each workspace member with the names of its normal and build dependencies. Tests may look
+/// upwards, so development dependencies do not count.
+fn direct_dependencies() -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let metadata: Metadata = serde_json::from_str(&cargo(&[
+        "metadata",
+        "--locked",
+        "--no-deps",
+        "--format-version=1",
+    ])?)
+    .context("cannot read what cargo metadata printed")?;
+    let names = |package: Package| {
+        let of_build = package
+            .dependencies
+            .into_iter()
+            .filter(|d| d.kind.as_deref() != Some("dev"));
+        (package.name, of_build.map(|d| d.name).collect())
+    };
+    Ok(metadata.packages.into_iter().map(names).collect())
 }
 
 /// A line for each crate of [`ONE_COPY`] that is resolved in more than one version.
 fn copies() -> Result<Vec<String>> {
-    let tree = cargo_tree(&["--edges", "normal,build,dev", "--prefix", "none", "--format", "{p}"])?;
+    let tree = cargo(&[
+        "tree",
+        "--workspace",
+        "--locked",
+        "--edges",
+        "normal,build,dev",
+        "--prefix",
+        "none",
+        "--format",
+        "{p}",
+    ])?;
     let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for line in tree.lines() {
         let mut words = line.split_whitespace();
@@ -95,13 +126,36 @@ fn copies() -> Result<Vec<String>> {
         .collect())
 }
 
-fn cargo_tree(arguments: &[&str]) -> Result<String> {
+/// The part of `cargo metadata` that is looked at.
+#[derive(serde::Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(serde::Deserialize)]
+struct Package {
+    name: String,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(serde::Deserialize)]
+struct Dependency {
+    name: String,
+    /// `dev`, `build`, or none for a normal one.
+    kind: Option<String>,
+}
+
+fn cargo(arguments: &[&str]) -> Result<String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["tree", "--workspace", "--locked"])
         .args(arguments)
         .output()
-        .context("cannot run cargo tree")?;
-    ensure!(output.status.success(), "cargo tree failed: {}", String::from_utf8_lossy(&output.stderr));
+        .context("cannot run cargo")?;
+    ensure!(
+        output.status.success(),
+        "cargo {} failed: {}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

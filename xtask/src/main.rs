@@ -2,9 +2,11 @@
 //!
 //! | chore | what it does |
 //! |---|---|
+//! | `layers` | checks that the arrows between crates point downwards: [`layers`] |
 //! | `guest` | boots stock Linux under the example VMM and tries the NIC from inside: [`guest`] |
 
 mod guest;
+mod layers;
 
 use std::process::ExitCode;
 
@@ -12,6 +14,13 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
         Some("guest") => guest::main(args.collect()),
+        Some("layers") => match layers::check() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("xtask layers: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
         Some("help" | "-h" | "--help") => {
             print!("{HELP}");
             ExitCode::SUCCESS
@@ -31,6 +40,7 @@ const HELP: &str = "\
 usage: cargo xtask CHORE ...
 
 chores:
+  layers   check that no crate depends on one of its own level or above
   guest    boot stock Linux under the example VMM and try the NIC from inside
            (cargo xtask guest --help)
 ";
