@@ -1,2 +1,44 @@
-//! A VMM.
-fn main() {}
+//! A VMM that takes QEMU's own options for a `virtio-net-pci` NIC on a tap:
+//!
+//! ```text
+//! cargo run --release --example vmm -- -netdev tap,id=tap0 -device virtio-net-pci,netdev=tap0 \
+//!     -kernel K -initrd I -append A -m 256 -smp 2
+//! ```
+//!
+//! With no options it boots a guest of its own that pings the host through its NIC, and exits.
+
+use std::process::ExitCode;
+
+use examples::cli::{self, Command};
+use examples::vmm;
+
+fn main() -> ExitCode {
+    let options = match cli::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Run(options)) => options,
+        Ok(Command::Help) => {
+            print!("{}", cli::HELP);
+            return ExitCode::SUCCESS;
+        }
+        Ok(Command::Version) => {
+            println!("vmm {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("vmm: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match vmm::run(&options) {
+        Ok(ending) => {
+            let text = ending.to_string();
+            if !text.is_empty() {
+                eprintln!("vmm: {text}");
+            }
+            ExitCode::from(ending.status())
+        }
+        Err(error) => {
+            eprintln!("vmm: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

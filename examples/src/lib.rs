@@ -6,8 +6,17 @@
 //! | [`machine`] | a PC without processors: RAM, PCI host, ports, interrupts |
 //! | [`kvm`] | processors and interrupt controllers by KVM |
 //! | [`boot`] | what is in RAM before the first instruction |
+//! | [`cli`] | the command line |
 //! | [`terminal`] | the user's terminal as the machine's serial line |
+//! | [`signals`] | the signals that ask the process to end |
+//! | [`vmm`] | all of it as a program |
+//! | [`netns`] | a network namespace of the process's own |
 
 pub mod boot;
+pub mod cli;
 pub mod kvm;
 pub mod machine;
+pub mod netns;
+pub mod signals;
+pub mod terminal;
+pub mod vmm;

@@ -203,7 +203,7 @@ impl Machine {
     /// # Errors
     /// When a BAR does not fit.
     pub fn assign_resources(&self) -> Result<(), vm_pci::Error> {
-        Ok(())
+        self.pci.assign_resources()
     }
 }
 
