@@ -1,5 +1,7 @@
 //! Interrupt pins: sharing, rotation, and what suppresses them.
 
+#![expect(clippy::unwrap_used, reason = "what a test sets up is there, or the test fails")]
+
 use std::sync::Arc;
 
 use vm_pci::test_utils::{RecordingFunction, RecordingIrqLines, RecordingMsiSink};

@@ -1,5 +1,7 @@
 //! MSI-X through a function's configuration space and BAR, with a sink that records.
 
+#![expect(clippy::unwrap_used, reason = "what a test sets up is there, or the test fails")]
+
 use std::sync::Arc;
 
 use vm_pci::test_utils::{RecordingFunction, RecordingIrqLines, RecordingMsiSink};
