@@ -1,10 +1,16 @@
 //! The event loop that a device's data path runs on, seen by the device.
+#![expect(
+    unsafe_code,
+    reason = "an eventfd's descriptor is borrowed for as long as the eventfd"
+)]
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+
+use vmm_sys_util::eventfd::EventFd;
 
 /// A file descriptor that a context may keep open for as long as it watches it.
 pub trait WatchedFd: Send + Sync {
@@ -15,6 +21,17 @@ pub trait WatchedFd: Send + Sync {
 impl<T: AsFd + Send + Sync> WatchedFd for T {
     fn watched_fd(&self) -> BorrowedFd<'_> {
         self.as_fd()
+    }
+}
+
+/// An eventfd of `vmm-sys-util`, which has no `AsFd`, as a descriptor to watch.
+#[derive(Clone, Debug)]
+pub struct WatchedEventFd(pub Arc<EventFd>);
+
+impl WatchedFd for WatchedEventFd {
+    fn watched_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the eventfd is open for as long as `self.0` lives, which the borrow cannot outlive.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
     }
 }
 
@@ -135,6 +152,9 @@ pub trait AioContext: Send + Sync + fmt::Debug {
 
     /// Waits while `condition` says true, checking it after each turn: on a context with a thread
     /// of its own by sleeping, on one run by hand (or when called from inside a turn) by turning it.
+    ///
+    /// What ends the condition happens in a turn, or is followed by one: who ends it elsewhere
+    /// schedules a piece of work, if an empty one. The caller holds no lock that a handler takes.
     #[doc(alias = "AIO_WAIT_WHILE")]
     fn wait_while(&self, condition: &mut dyn FnMut() -> bool);
 }
