@@ -1,0 +1,172 @@
+//! The toy: fills each buffer of queue 0 with a byte that queue 1's last buffer named.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use virtio::{F, Id};
+use virtio_bus::{
+    ActivateError, Activation, ActiveQueue, FeaturesRefused, GuestNotifier, NotActivated,
+    Transport, VirtioDevice,
+};
+use virtqueue::{Chain, QueueIndex, VirtQueue};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::machine::Memory;
+
+#[derive(Debug)]
+struct Lent {
+    queue: ActiveQueue,
+    ring: VirtQueue<Memory>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Toy {
+    lent: Mutex<Vec<Lent>>,
+    fill: AtomicU8,
+    paused: AtomicBool,
+    pub(crate) config: Mutex<[u8; 5]>,
+    pub(crate) transport: Mutex<Option<Weak<dyn Transport>>>,
+}
+
+impl Toy {
+    /// One turn: takes the kicks, serves what is there. Returns how many buffers were used.
+    pub(crate) fn turn(&self) -> usize {
+        if self.paused.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let mut served = 0;
+        for lent in self.lent.lock().unwrap().iter_mut() {
+            if lent.queue.kick.read().is_err() {
+                continue;
+            }
+            let mut chain = Chain::new();
+            let mut used = 0;
+            while lent.ring.pop(&mut chain).unwrap() {
+                let len = chain.writable_len();
+                if lent.queue.index.0 == 1 {
+                    let mut byte = [0];
+                    chain.read(0, &mut byte);
+                    self.fill.store(byte[0], Ordering::Relaxed);
+                } else {
+                    chain.write(0, &vec![self.fill.load(Ordering::Relaxed); len]);
+                }
+                let len = u32::try_from(len).unwrap();
+                lent.ring.push_used(chain.head(), len).unwrap();
+                used += 1;
+            }
+            if used > 0 {
+                lent.ring.publish();
+                if lent.ring.needs_notification() {
+                    lent.queue.call.notify();
+                }
+            }
+            served += used;
+        }
+        served
+    }
+
+    pub(crate) fn lent(&self) -> usize {
+        self.lent.lock().unwrap().len()
+    }
+
+    pub(crate) fn call(&self, queue: u16) -> Arc<dyn GuestNotifier> {
+        let lent = self.lent.lock().unwrap();
+        Arc::clone(
+            &(lent.iter().find(|lent| lent.queue.index.0 == queue))
+                .unwrap()
+                .queue
+                .call,
+        )
+    }
+
+    pub(crate) fn kick(&self, queue: u16) -> Arc<EventFd> {
+        let lent = self.lent.lock().unwrap();
+        Arc::clone(
+            &(lent.iter().find(|lent| lent.queue.index.0 == queue))
+                .unwrap()
+                .queue
+                .kick,
+        )
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn transport(&self) -> Arc<dyn Transport> {
+        let transport = self.transport.lock().unwrap();
+        transport.as_ref().unwrap().upgrade().unwrap()
+    }
+}
+
+impl VirtioDevice<Memory> for Toy {
+    fn device_type(&self) -> Id {
+        Id::Rng
+    }
+    fn queue_max_sizes(&self) -> Vec<u16> {
+        vec![64, 16]
+    }
+    fn offered_features(&self) -> F {
+        F::EVENT_IDX | F::INDIRECT_DESC | F::NOTIFICATION_DATA | F::SR_IOV
+    }
+    fn plugged(&self, transport: Weak<dyn Transport>) {
+        *self.transport.lock().unwrap() = Some(transport);
+    }
+    fn unplugged(&self) {
+        *self.transport.lock().unwrap() = None;
+    }
+    fn config_len(&self) -> usize {
+        5
+    }
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        data.copy_from_slice(&self.config.lock().unwrap()[offset..offset + data.len()]);
+    }
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        self.config.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
+    }
+    fn negotiate(&self, _features: F) -> Result<(), FeaturesRefused> {
+        Ok(())
+    }
+    fn activate(&self, activation: Activation<Memory>) -> Result<(), NotActivated> {
+        let mut rings = Vec::new();
+        for queue in &activation.queues {
+            let memory = activation.memory.clone();
+            match VirtQueue::new(&queue.config, queue.state, activation.features, memory) {
+                Ok(ring) => rings.push(ring),
+                Err(source) => {
+                    let index = queue.index;
+                    return Err(NotActivated {
+                        queues: activation.queues,
+                        error: ActivateError::Queue {
+                            index,
+                            source: Box::new(source),
+                        },
+                    });
+                }
+            }
+        }
+        let lent = activation.queues.into_iter().zip(rings);
+        *self.lent.lock().unwrap() = lent.map(|(queue, ring)| Lent { queue, ring }).collect();
+        Ok(())
+    }
+    fn start_queue(&self, queue: ActiveQueue) -> Result<(), NotActivated> {
+        let error = ActivateError::QueueMissing(queue.index);
+        Err(NotActivated {
+            queues: vec![queue],
+            error,
+        })
+    }
+    fn stop_queue(&self, _index: QueueIndex) -> Option<ActiveQueue> {
+        None
+    }
+    fn reset(&self) -> Vec<ActiveQueue> {
+        let lent = std::mem::take(&mut *self.lent.lock().unwrap());
+        lent.into_iter().map(|lent| lent.queue).collect()
+    }
+    fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+    }
+    fn resume(&self) {
+        self.paused.store(false, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,116 @@
+//! A guest that does what it must not.
+
+use virtio::F;
+
+use crate::driver::{Driver, IO_MEMORY_MASTER};
+use crate::machine::Machine;
+
+#[test]
+fn registers_of_live_queues_do_not_move() {
+    let machine = Machine::usual();
+    let driver = Driver::find(&machine);
+    driver.start();
+    driver.set_common(0x16, 0_u16.to_le_bytes());
+    let before = driver.common::<32>(0x18);
+    driver.set_common(0x18, 8_u16.to_le_bytes());
+    driver.set_common(0x1c, 0_u16.to_le_bytes());
+    driver.set_common(0x1c, 1_u16.to_le_bytes());
+    driver.set_common(0x1e, 9_u16.to_le_bytes());
+    driver.set_common(0x20, [0xff; 8]);
+    driver.set_common(0x28, [0xff; 8]);
+    driver.set_common(0x30, [0xff; 8]);
+    driver.set_common(0x3a, 1_u16.to_le_bytes());
+    assert_eq!(driver.common::<32>(0x18), before);
+    assert_eq!(machine.toy.lent(), 2);
+}
+
+#[test]
+fn a_ring_outside_of_memory_needs_a_reset_and_the_driver_is_told() {
+    for address in [0xffff_0000_u64, u64::MAX - 15, 0x10_0000 - 16] {
+        let machine = Machine::usual();
+        let driver = Driver::find(&machine);
+        driver.command(IO_MEMORY_MASTER);
+        driver.enable_msix(3);
+        driver.negotiate(F::empty());
+        driver.set_common(0x10, 0_u16.to_le_bytes());
+        driver.set_common(0x16, 0_u16.to_le_bytes());
+        driver.set_common(0x20, address.to_le_bytes());
+        driver.set_common(0x28, 0x1000_u64.to_le_bytes());
+        driver.set_common(0x30, 0x2000_u64.to_le_bytes());
+        driver.set_common(0x1c, 1_u16.to_le_bytes());
+        driver.set_status(0xf);
+        assert_eq!(driver.status(), 0x4f, "{address:#x}");
+        assert_eq!(machine.msi.deliver().len(), 1, "{address:#x}");
+        assert_eq!(machine.toy.lent(), 0);
+        driver.start();
+    }
+}
+
+#[test]
+fn a_device_that_breaks_says_so_once_to_a_live_driver() {
+    let machine = Machine::usual();
+    let driver = Driver::find(&machine);
+    driver.start();
+    machine.toy.transport().needs_reset("test");
+    machine.toy.transport().needs_reset("test");
+    assert_eq!(driver.status(), 0x4f);
+    assert_eq!(machine.msi.deliver().len(), 1);
+    assert_eq!(driver.isr(), 2);
+    driver.start();
+}
+
+#[test]
+fn notifications_to_queues_that_are_not_live_do_nothing() {
+    let machine = Machine::usual();
+    let driver = Driver::find(&machine);
+    driver.command(IO_MEMORY_MASTER);
+    let notify = driver.structure(2);
+    for offset in [0, 4, 8, 0xffc, 0xfff] {
+        driver.write(notify + offset, [0; 1]);
+    }
+    driver.start();
+    machine.toy.turn();
+    for offset in [8, 9, 0xffc] {
+        driver.write(notify + offset, [0; 2]);
+    }
+    assert!(machine.toy.kick(0).read().is_err());
+    assert!(machine.toy.kick(1).read().is_err());
+}
+
+#[test]
+fn any_access_to_any_bar_has_an_answer() {
+    let machine = Machine::usual();
+    let driver = Driver::find(&machine);
+    driver.command(IO_MEMORY_MASTER);
+    driver.start();
+    // A fixed stream of accesses of all widths at all alignments, reads and writes mixed.
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    for _ in 0..200_000 {
+        let bits = next();
+        let (bar, size) = if bits & 1 == 0 {
+            (4, 0x4000)
+        } else {
+            (1, 0x1000)
+        };
+        let region = if bits & 2 == 0 { 0x48 } else { size };
+        let len = usize::try_from(1 + (bits >> 8) % 9).unwrap();
+        let offset = ((bits >> 16) % region).min(size - len as u64);
+        let address = driver.bar(bar) + offset;
+        let mut data = next().to_le_bytes().to_vec();
+        data.push(0xff);
+        data.truncate(len);
+        if bits & 4 == 0 {
+            assert!(machine.host.mmio_read(address, &mut data));
+        } else {
+            assert!(machine.host.mmio_write(address, &data));
+        }
+    }
+    driver.start();
+    assert_eq!(machine.toy.lent(), 2);
+}

@@ -1,0 +1,12 @@
+//! A device that is no network card, and a driver that goes through configuration space and BARs:
+//! `virtio-bus` and `virtio-pci` carry any model.
+#![expect(clippy::unwrap_used, reason = "a test ends when its scaffold fails")]
+
+mod device;
+mod driver;
+mod machine;
+
+mod hostile;
+mod lifecycle;
+mod looks;
+mod transfer;
