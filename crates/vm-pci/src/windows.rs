@@ -222,3 +222,151 @@ fn close(inner: Segment, open: &mut [Segment], flat: &mut Vec<Segment>) {
         outer.first = inner.last.saturating_add(1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::function::{Attachment, ConfigEffect};
+
+    const APERTURE: Aperture = Aperture::new(0, 64);
+    const NO_PORTS: Aperture = Aperture::new(0, 0);
+
+    /// Answers with one list of windows after the other, and lets a change happen in between.
+    #[derive(Debug, Default)]
+    struct Scripted {
+        answers: Mutex<Vec<Vec<BarWindow>>>,
+        meanwhile: Mutex<Option<(Arc<WindowMap>, Owner)>>,
+    }
+
+    impl PciFunction for Scripted {
+        fn attached(&self, _: Attachment) -> Result<(), crate::Error> {
+            Ok(())
+        }
+
+        fn detached(&self) {}
+
+        fn config_read(&self, _: u16, _: &mut [u8]) {}
+
+        fn config_write(&self, _: u16, _: &[u8]) -> ConfigEffect {
+            ConfigEffect::default()
+        }
+
+        fn windows(&self) -> Vec<BarWindow> {
+            let answer = self.answers.lock().unwrap().pop().unwrap_or_default();
+            if let Some((map, owner)) = self.meanwhile.lock().unwrap().take() {
+                // As another thread would whose write came after this answer was made.
+                let later = Self::answering(self.answers.lock().unwrap().pop());
+                map.update(owner, &later);
+            }
+            answer
+        }
+
+        fn bar_read(&self, _: BarIndex, _: u64, _: &mut [u8]) {}
+
+        fn bar_write(&self, _: BarIndex, _: u64, _: &[u8]) {}
+
+        fn reset(&self) {}
+    }
+
+    impl Scripted {
+        fn answering(answers: impl IntoIterator<Item = Vec<BarWindow>>) -> Self {
+            Self {
+                answers: Mutex::new(answers.into_iter().collect()),
+                meanwhile: Mutex::default(),
+            }
+        }
+    }
+
+    fn window(bar: u8, base: u64, size: u64) -> BarWindow {
+        BarWindow {
+            bar: BarIndex::new(bar).unwrap(),
+            space: BarSpace::Memory,
+            base,
+            size,
+        }
+    }
+
+    fn map_of(windows: &[BarWindow]) -> WindowMap {
+        let map = WindowMap::new(vec![APERTURE], NO_PORTS);
+        for (device, window) in (0..).zip(windows) {
+            let devfn = DevFn::new(device, 0).unwrap();
+            let function = Scripted::answering([vec![*window]]);
+            map.add((0, devfn), Arc::new(function));
+        }
+        map
+    }
+
+    fn hit(map: &WindowMap, address: u64) -> Option<(u8, u64, u64)> {
+        let hit = map.lookup(BarSpace::Memory, address)?;
+        Some((hit.bar.get(), hit.offset, hit.len))
+    }
+
+    #[test]
+    fn every_three_windows_are_found_as_a_search_of_all_finds_them() {
+        let mut places = Vec::new();
+        for size in [1, 2, 4, 8] {
+            places.extend((0..8 / size).map(|index| (index * size, size)));
+        }
+        for a in &places {
+            for b in &places {
+                for c in &places {
+                    let windows = [
+                        window(0, a.0, a.1),
+                        window(1, b.0, b.1),
+                        window(2, c.0, c.1),
+                    ];
+                    let map = map_of(&windows);
+                    let winner = |address: u64| {
+                        let holds = |w: &&BarWindow| (w.base..w.base + w.size).contains(&address);
+                        windows.iter().filter(holds).min_by_key(|w| (w.size, w.bar))
+                    };
+                    for address in 0..10 {
+                        let run = (address..)
+                            .take_while(|next| winner(*next) == winner(address))
+                            .take(16);
+                        let expected = winner(address)
+                            .map(|w| (w.bar.get(), address - w.base, run.count() as u64));
+                        assert_eq!(hit(&map, address), expected, "{windows:?} {address}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn windows_that_are_misaligned_or_leave_the_aperture_are_not_decoded() {
+        for (base, size) in [(4, 8), (3, 3), (32, 64), (64, 8), (u64::MAX, 1), (0, 0)] {
+            let map = map_of(&[window(0, base, size)]);
+            assert!((0..128).all(|address| hit(&map, address).is_none()));
+            assert_eq!(hit(&map, u64::MAX), None);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_was_overtaken_by_a_later_one_is_dropped() {
+        let map = Arc::new(WindowMap::new(vec![APERTURE], NO_PORTS));
+        let older = vec![window(0, 0, 8)];
+        let newer = vec![window(0, 16, 8)];
+        let function = Arc::new(Scripted::answering([newer, older, vec![]]));
+        let owner = map.add((0, DevFn::from_byte(0)), function.clone());
+        *function.meanwhile.lock().unwrap() = Some((map.clone(), owner));
+        map.update(owner, function.as_ref());
+        assert_eq!(hit(&map, 0), None);
+        assert_eq!(hit(&map, 16), Some((0, 0, 8)));
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_the_function_left_is_dropped() {
+        let map = WindowMap::new(vec![APERTURE], NO_PORTS);
+        let answer = || vec![window(0, 0, 8)];
+        let function = Arc::new(Scripted::answering([answer(), answer()]));
+        let owner = map.add((0, DevFn::from_byte(0)), function.clone());
+        assert!(hit(&map, 0).is_some());
+        map.remove(owner);
+        map.update(owner, function.as_ref());
+        assert_eq!(hit(&map, 0), None);
+        assert_eq!(Arc::strong_count(&function), 1);
+    }
+}

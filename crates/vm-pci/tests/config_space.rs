@@ -1,6 +1,9 @@
 //! Configuration space alone: masks, capability lists, sizing of BARs.
 
-#![expect(clippy::unwrap_used, reason = "what a test sets up is there, or the test fails")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test sets up is there, or the test fails"
+)]
 
 use vm_pci::registers::{
     BAR_0, CAPABILITIES_POINTER, CONFIG_SIZE, CONVENTIONAL_SIZE, Command, DEVICE_ID, STATUS,

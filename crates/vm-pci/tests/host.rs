@@ -1,6 +1,9 @@
 //! Configuration accesses through both mechanisms, and places on the bus.
 
-#![expect(clippy::unwrap_used, reason = "what a test sets up is there, or the test fails")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test sets up is there, or the test fails"
+)]
 
 use std::sync::{Arc, Mutex};
 

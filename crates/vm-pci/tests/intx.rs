@@ -1,6 +1,9 @@
 //! Interrupt pins: sharing, rotation, and what suppresses them.
 
-#![expect(clippy::unwrap_used, reason = "what a test sets up is there, or the test fails")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test sets up is there, or the test fails"
+)]
 
 use std::sync::Arc;
 

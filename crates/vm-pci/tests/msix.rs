@@ -1,6 +1,9 @@
 //! MSI-X through a function's configuration space and BAR, with a sink that records.
 
-#![expect(clippy::unwrap_used, reason = "what a test sets up is there, or the test fails")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test sets up is there, or the test fails"
+)]
 
 use std::sync::Arc;
 

@@ -1,6 +1,9 @@
 //! BARs on the host: where they decode, and what is assigned to them.
 
-#![expect(clippy::unwrap_used, reason = "what a test sets up is there, or the test fails")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test sets up is there, or the test fails"
+)]
 
 use std::sync::Arc;
 use std::thread;
