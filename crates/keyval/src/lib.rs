@@ -1,12 +1,15 @@
 //! Parses the option strings that `-netdev` and `-device` take.
 //!
-//! An option string is a list of `key=value` pairs separated by commas, such as `tap,id=tap0,ifname=x`. It becomes an
-//! ordered list of pairs, [`Options`], from which each consumer *takes* what it knows, typed; what nobody took is an
-//! error at the end, so that a misspelt option is never silently accepted.
+//! An option string is a list of `key=value` pairs separated by commas, such as
+//! `tap,id=tap0,ifname=x`. It becomes an ordered list of pairs, [`Options`], from which each
+//! consumer *takes* what it knows, typed; what nobody took is an error at the end, so that a
+//! misspelt option is never silently accepted.
 //!
-//! - The first word may stand without its key: `tap` is `type=tap` for `-netdev`, and `driver=...` for `-device`.
+//! - The first word may stand without its key: `tap` is `type=tap` for `-netdev`, and `driver=...`
+//!   for `-device`.
 //! - A comma inside a value is written twice: `ifname=a,,b`.
-//! - `key` alone is `key=on`, and `nokey` alone is `key=off`; QEMU warns of both, see [`Options::short_forms`].
+//! - `key` alone is `key=on`, and `nokey` alone is `key=off`; QEMU warns of both, see
+//!   [`Options::short_forms`].
 //! - Of a key given twice the last value counts, except for `id`, where the first does.
 //!
 //! The rules and the words of the errors are those that QEMU 7.2 shows from outside.

@@ -64,7 +64,8 @@ impl Options {
         }
     }
 
-    /// Whether the word `help`, or `?`, stands in the string: it asks for a listing and is no option.
+    /// Whether the word `help`, or `?`, stands in the string: it asks for a listing and is no
+    /// option.
     #[must_use]
     pub fn wants_help(&self) -> bool {
         self.help
@@ -72,9 +73,18 @@ impl Options {
 
     /// One warning for each pair that was written as a bare word, as QEMU words it.
     pub fn short_forms(&self) -> impl Iterator<Item = String> {
-        self.short_forms.iter().map(|ShortForm { written, key, value }| {
-            format!("short-form boolean option '{written}' deprecated\nPlease use {key}={value} instead")
-        })
+        self.short_forms.iter().map(
+            |ShortForm {
+                 written,
+                 key,
+                 value,
+             }| {
+                format!(
+                    "short-form boolean option '{written}' deprecated\n\
+                 Please use {key}={value} instead"
+                )
+            },
+        )
     }
 
     /// The pairs that were not taken yet, in the order in which they were written.
@@ -233,7 +243,8 @@ impl Options {
         })
     }
 
-    /// Takes every value of `key`, judges each, and keeps the last: an early bad value is an error too.
+    /// Takes every value of `key`, judges each, and keeps the last: an early bad value is an error
+    /// too.
     fn take_as<T>(
         &mut self,
         key: &str,

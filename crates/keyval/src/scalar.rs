@@ -1,9 +1,10 @@
 //! The text of one value.
 //!
-//! These functions know nothing of the option that the text belongs to: they say whether the text is a value of the
-//! kind, and the caller words the error.
+//! These functions know nothing of the option that the text belongs to: they say whether the text
+//! is a value of the kind, and the caller words the error.
 
-/// A switch: `on`, `yes`, `true` or `y`; `off`, `no`, `false` or `n`. Capital letters are refused, and so are 0 and 1.
+/// A switch: `on`, `yes`, `true` or `y`; `off`, `no`, `false` or `n`. Capital letters are refused,
+/// and so are 0 and 1.
 #[must_use]
 pub fn boolean(text: &str) -> Option<bool> {
     match text {
@@ -13,8 +14,8 @@ pub fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// An integer from -2^63 to 2^64 - 1, as C's `strtol` with base 0 reads it: white space and a sign may lead, `0x` means
-/// hexadecimal and a leading `0` octal.
+/// An integer from -2^63 to 2^64 - 1, as C's `strtol` with base 0 reads it: white space and a sign
+/// may lead, `0x` means hexadecimal and a leading `0` octal.
 #[must_use]
 pub fn integer(text: &str) -> Option<i128> {
     let text = text.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
@@ -37,8 +38,9 @@ pub fn integer(text: &str) -> Option<i128> {
     (value >= i128::from(i64::MIN)).then_some(value)
 }
 
-/// A size in bytes below 2^64, with an optional suffix: `B` for bytes, `k`, `M`, `G`, `T`, `P` or `E`, in either case,
-/// for powers of 1024. With a suffix above `B` the number may have a decimal fraction, which is rounded down to a byte.
+/// A size in bytes below 2^64, with an optional suffix: `B` for bytes, `k`, `M`, `G`, `T`, `P` or
+/// `E`, in either case, for powers of 1024. With a suffix above `B` the number may have a decimal
+/// fraction, which is rounded down to a byte.
 #[must_use]
 pub fn size(text: &str) -> Option<u64> {
     let text = text.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
@@ -70,7 +72,8 @@ pub fn size(text: &str) -> Option<u64> {
         return u128::from(whole).checked_mul(multiplier)?.try_into().ok();
     }
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    // 18 digits say more than a fraction of 2^60 bytes can use, and leave the sums below far from 2^128.
+    // 18 digits say more than a fraction of 2^60 bytes can use, and leave the sums below far from
+    // 2^128.
     if fraction.len() > 18 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }

@@ -176,8 +176,8 @@ fn values_are_taken_typed() {
 
 #[test]
 fn splitting_gives_back_what_was_joined() {
-    // Every string over a small alphabet of the characters that matter, up to six long: nothing panics, and a value
-    // whose commas are doubled comes back as it was.
+    // Every string over a small alphabet of the characters that matter, up to six long: nothing
+    // panics, and a value whose commas are doubled comes back as it was.
     let alphabet = ['a', ',', '=', 'n', 'o', '\u{e9}'];
     let mut texts = vec![String::new()];
     for _ in 0..6 {

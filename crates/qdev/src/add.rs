@@ -8,9 +8,9 @@ use crate::lifecycle::Undo;
 use crate::{BusState, DEVICE, DeviceClass, DeviceState, Error, Machine, UnplugAnswer, set_text};
 
 impl Machine {
-    /// Adds a device from an option string, whose first word is its type: `virtio-net-pci,id=net0,netdev=tap0`. `bus`
-    /// names the bus, or gives its path, else the first with room is taken; `id` names the device; all else are
-    /// properties.
+    /// Adds a device from an option string, whose first word is its type:
+    /// `virtio-net-pci,id=net0,netdev=tap0`. `bus` names the bus, or gives its path, else the first
+    /// with room is taken; `id` names the device; all else are properties.
     ///
     /// # Errors
     /// Of each step its own, see [`Error`]; nothing is left behind.
@@ -79,7 +79,8 @@ impl Machine {
         Ok(class)
     }
 
-    /// The bus that a device of this class goes on: the one that was asked for, or the first with room.
+    /// The bus that a device of this class goes on: the one that was asked for, or the first with
+    /// room.
     #[doc(alias = "qbus_find")]
     fn bus_for(&self, class: &Class, asked: Option<&str>) -> Result<Option<Arc<Object>>, Error> {
         let wanted = class.part::<DeviceClass>().and_then(|class| class.bus_type);

@@ -11,20 +11,22 @@ use crate::{Error, Machine};
 pub enum UnplugAnswer {
     /// It leaves now.
     Now,
-    /// The guest was told. Once it has let go, the bus calls [`Machine::finish_unplug`]; if it refuses,
+    /// The guest was told. Once it has let go, the bus calls [`Machine::finish_unplug`]; if it
+    /// refuses,
     /// [`Machine::cancel_unplug`].
     WaitForGuest,
 }
 
-/// Accepts devices and lets them go. Called by the [`Machine`] with no lock held, for one device on one thread at a
-/// time, and for different devices on as many threads as there are.
+/// Accepts devices and lets them go. Called by the [`Machine`] with no lock held, for one device on
+/// one thread at a time, and for different devices on as many threads as there are.
 ///
 /// [`pre_plug`](Self::pre_plug) pairs with [`withdraw`](Self::withdraw), [`plug`](Self::plug) with
-/// [`unplug`](Self::unplug): each that succeeded is followed by its counterpart exactly once, the later pair first.
-/// None of them is called when the machine is dropped.
+/// [`unplug`](Self::unplug): each that succeeded is followed by its counterpart exactly once, the
+/// later pair first. None of them is called when the machine is dropped.
 pub trait HotplugHandler: Send + Sync {
-    /// May the device come? Judges what only the bus knows, such as an address that is taken, and reserves it. The
-    /// device's properties are final; it is not realized. Nothing may be visible to the guest.
+    /// May the device come? Judges what only the bus knows, such as an address that is taken, and
+    /// reserves it. The device's properties are final; it is not realized. Nothing may be visible
+    /// to the guest.
     ///
     /// # Errors
     /// Refuses the device, whose realize then fails with this.
@@ -33,7 +35,8 @@ pub trait HotplugHandler: Send + Sync {
         Ok(())
     }
 
-    /// Gives back what [`pre_plug`](Self::pre_plug) reserved. The device is not realized, or not any more.
+    /// Gives back what [`pre_plug`](Self::pre_plug) reserved. The device is not realized, or not
+    /// any more.
     fn withdraw(&self, device: &Arc<Object>, machine: &Arc<Machine>) {
         let _ = (device, machine);
     }

@@ -1,40 +1,46 @@
 use std::fmt;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::thread::{self, ThreadId};
 
 use qom::{Class, Object};
 
 use crate::sync::lock;
 use crate::{Error, Machine, Phase};
 
-/// What one level of a device's class does. One value serves all devices of the class; what a device has of its own is
-/// in the parts of its object.
+/// What one level of a device's class does. One value serves all devices of the class; what a
+/// device has of its own is in the parts of its object.
 ///
-/// Called by the [`Machine`] with no lock held, on the thread that moves the device; never for the same device on two
-/// threads at once.
+/// Called by the [`Machine`] with no lock held, on the thread that moves the device; never for the
+/// same device on two threads at once.
 #[doc(alias = "DeviceClass")]
 pub trait DeviceLevel: Send + Sync {
-    /// Makes the device work, as far as this level is concerned: reads the properties, takes what it needs from the
-    /// machine, and puts its state into the object's parts.
+    /// Makes the device work, as far as this level is concerned: reads the properties, takes what
+    /// it needs from the machine, and puts its state into the object's parts.
     ///
-    /// Before: the properties are final, the bus has accepted the device, and the levels of the parents have
-    /// realized. After: the levels of the children may build on this one. Devices that this level makes itself, such as
-    /// the model behind a transport, it realizes with [`Machine::realize`] on a bus that it adds with
-    /// [`Machine::add_bus`]; both are undone without its help. Called again only after [`unrealize`](Self::unrealize).
+    /// Before: the properties are final, the bus has accepted the device, and the levels of the
+    /// parents have realized. After: the levels of the children may build on this one. Devices that
+    /// this level makes itself, such as the model behind a transport, it realizes with
+    /// [`Machine::realize`] on a bus that it adds with [`Machine::add_bus`]; both are undone
+    /// without its help. Called again only after [`unrealize`](Self::unrealize).
     ///
     /// # Errors
-    /// Whatever the device has to say. The level itself undoes what it did; the levels before it are unrealized.
+    /// Whatever the device has to say. The level itself undoes what it did; the levels before it
+    /// are unrealized.
     fn realize(&self, device: &Arc<Object>, machine: &Arc<Machine>) -> Result<(), Error>;
 
-    /// Undoes [`realize`](Self::realize). The device is off its bus, the devices on its own buses are unrealized, and
-    /// so are the levels of the children. Called once for each realize that succeeded.
+    /// Undoes [`realize`](Self::realize). The device is off its bus, the devices on its own buses
+    /// are unrealized, and so are the levels of the children. Called once for each realize that
+    /// succeeded.
     ///
-    /// It is not called when the machine is dropped: what a part holds must also go when the part is dropped.
+    /// It is not called when the machine is dropped: what a part holds must also go when the part
+    /// is dropped.
     fn unrealize(&self, device: &Arc<Object>, machine: &Arc<Machine>) {
         let _ = (device, machine);
     }
 
-    /// Goes back to the state after [`realize`](Self::realize), keeping the properties. The devices on its own buses
-    /// were reset before, and so were the levels of the children. May be called any number of times while realized.
+    /// Goes back to the state after [`realize`](Self::realize), keeping the properties. The devices
+    /// on its own buses were reset before, and so were the levels of the children. May be called
+    /// any number of times while realized.
     fn reset(&self, device: &Arc<Object>) {
         let _ = device;
     }
@@ -90,7 +96,8 @@ impl fmt::Debug for DeviceClass {
     }
 }
 
-/// Adds the level of the class that is being initialized, below those of its parents. For `class_init`.
+/// Adds the level of the class that is being initialized, below those of its parents. For
+/// `class_init`.
 #[doc(alias = "device_class_set_parent_realize")]
 pub fn add_level(class: &mut Class, role: impl DeviceLevel + 'static) {
     let name = class.name().clone();
@@ -104,13 +111,15 @@ pub fn add_level(class: &mut Class, role: impl DeviceLevel + 'static) {
 #[derive(Debug)]
 pub struct DeviceState {
     inner: Mutex<Inner>,
+    /// Signalled when a claim is given up.
+    released: Condvar,
 }
 
 #[derive(Debug)]
 struct Inner {
     phase: Phase,
-    /// Some thread is moving the device.
-    claimed: bool,
+    /// The thread that is moving the device.
+    claimed: Option<ThreadId>,
     id: Option<Arc<str>>,
     hotplugged: bool,
     buses: Vec<OwnBus>,
@@ -128,11 +137,12 @@ impl Default for DeviceState {
         Self {
             inner: Mutex::new(Inner {
                 phase: Phase::Created,
-                claimed: false,
+                claimed: None,
                 id: None,
                 hotplugged: false,
                 buses: Vec::new(),
             }),
+            released: Condvar::new(),
         }
     }
 }
@@ -194,7 +204,7 @@ impl DeviceState {
 
     pub(crate) fn add_bus(&self, bus: &Arc<Object>) {
         let mut inner = lock(&self.inner);
-        let of_realize = inner.claimed;
+        let of_realize = inner.claimed.is_some();
         inner.buses.push(OwnBus {
             bus: Arc::downgrade(bus),
             of_realize,
@@ -211,10 +221,33 @@ impl DeviceState {
     /// Makes this thread the one that moves the device, until the claim is dropped.
     pub(crate) fn claim<'a>(&'a self, device: &'a Object) -> Result<Claim<'a>, Error> {
         let mut inner = lock(&self.inner);
-        if inner.claimed {
+        if inner.claimed.is_some() {
             return Err(Error::Busy(device.type_name().to_string()));
         }
-        inner.claimed = true;
+        inner.claimed = Some(thread::current().id());
+        drop(inner);
+        Ok(Claim {
+            state: self,
+            device,
+        })
+    }
+
+    /// As [`claim`](Self::claim), but waits for another thread to give its claim up. Only for a
+    /// device below one that this thread has claimed: such waits go down the tree, and nobody waits
+    /// upwards.
+    pub(crate) fn claim_below<'a>(&'a self, device: &'a Object) -> Result<Claim<'a>, Error> {
+        let this_thread = thread::current().id();
+        let mut inner = lock(&self.inner);
+        while let Some(thread) = inner.claimed {
+            if thread == this_thread {
+                return Err(Error::Busy(device.type_name().to_string()));
+            }
+            inner = self
+                .released
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.claimed = Some(this_thread);
         drop(inner);
         Ok(Claim {
             state: self,
@@ -253,6 +286,7 @@ impl Claim<'_> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        lock(&self.state.inner).claimed = false;
+        lock(&self.state.inner).claimed = None;
+        self.state.released.notify_all();
     }
 }

@@ -1,9 +1,10 @@
 //! Realize, plug, unplug and reset of devices, and the owner of devices and buses.
 //!
-//! A [`Machine`] owns a tree of objects: devices that were added by an option string under `/machine/peripheral/ID` or
-//! `/machine/peripheral-anon/device[N]`, those that code made under `/machine/unattached`, and buses below what has
-//! them. A device's class is a chain of levels, such as `device`, `pci-device`, `virtio-pci`, `virtio-net-pci`; each
-//! that has something to do adds a [`DeviceLevel`] in its `class_init`. Adding a device then is, in order:
+//! A [`Machine`] owns a tree of objects: devices that were added by an option string under
+//! `/machine/peripheral/ID` or `/machine/peripheral-anon/device[N]`, those that code made under
+//! `/machine/unattached`, and buses below what has them. A device's class is a chain of levels,
+//! such as `device`, `pci-device`, `virtio-pci`, `virtio-net-pci`; each that has something to do
+//! adds a [`DeviceLevel`] in its `class_init`. Adding a device then is, in order:
 //!
 //! 1. the class is looked up, a bus of its bus type found, and the object made and put in the tree;
 //! 2. its properties are set from the text, and are final from here on;
@@ -11,7 +12,8 @@
 //! 4. each level realizes, parents first: [`DeviceLevel::realize`];
 //! 5. its bus takes it: [`HotplugHandler::plug`].
 //!
-//! Removal is the same backwards. A failure at any step undoes what stands, in reverse, and leaves nothing behind.
+//! Removal is the same backwards. A failure at any step undoes what stands, in reverse, and leaves
+//! nothing behind.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -74,9 +76,11 @@
 //! # Ok::<(), Error>(())
 //! ```
 //!
-//! Locks: one in each device and each bus around its own small state, one in the machine around its services. None is
-//! held while a hook runs or another is taken. Adding, removing and resetting may be done from any thread; of two
-//! threads that move the same device the second gets [`Error::Busy`].
+//! Locks: one in each device and each bus around its own small state, one in the machine around its
+//! services. None is held while a hook runs or another is taken. Adding, removing and resetting may
+//! be done from any thread; of two threads that move the same device the second gets
+//! [`Error::Busy`]. One that takes a device down waits for another that is busy with a device below
+//! it.
 //!
 //! | module | holds |
 //! |---|---|

@@ -33,12 +33,14 @@ impl Drop for Undo<'_> {
 }
 
 impl Machine {
-    /// Realizes a device and plugs it into a bus, if it goes on one: [`pre_plug`], [`realize`] of each level, [`plug`].
-    /// A device that nobody owns is owned by `/machine/unattached` from here on.
+    /// Realizes a device and plugs it into a bus, if it goes on one: [`pre_plug`], [`realize`] of
+    /// each level, [`plug`]. A device that nobody owns is owned by `/machine/unattached` from here
+    /// on.
     ///
     /// # Errors
-    /// What the bus or a level reports, after what stood was undone in reverse; [`Error::WrongBus`],
-    /// [`Error::BusFull`], [`Error::Busy`], and [`Error::IllegalMove`] if the device is realized already.
+    /// What the bus or a level reports, after what stood was undone in reverse;
+    /// [`Error::WrongBus`], [`Error::BusFull`], [`Error::Busy`], and [`Error::IllegalMove`] if the
+    /// device is realized already.
     ///
     /// [`pre_plug`]: crate::HotplugHandler::pre_plug
     /// [`realize`]: crate::DeviceLevel::realize
@@ -118,8 +120,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Takes a device off its bus, if it is on one, and unrealizes it: devices on its own buses first, then its levels,
-    /// children first. It may be realized again. Does nothing to a device that is not realized.
+    /// Takes a device off its bus, if it is on one, and unrealizes it: devices on its own buses
+    /// first, then its levels, children first. It may be realized again. Does nothing to a device
+    /// that is not realized.
     ///
     /// # Errors
     /// [`Error::Busy`].
@@ -127,6 +130,13 @@ impl Machine {
     pub fn unrealize(self: &Arc<Self>, device: &Arc<Object>) -> Result<(), Error> {
         let state = DeviceState::of(device)?;
         let claim = state.claim(device)?;
+        self.take_down(device, &state, &claim)
+    }
+
+    /// As [`unrealize`](Self::unrealize), of a device below one that this thread moves.
+    fn unrealize_below(self: &Arc<Self>, device: &Arc<Object>) -> Result<(), Error> {
+        let state = DeviceState::of(device)?;
+        let claim = state.claim_below(device)?;
         self.take_down(device, &state, &claim)
     }
 
@@ -172,16 +182,18 @@ impl Machine {
                 continue;
             };
             for child in bus_state.devices().iter().rev() {
-                reverted(self.unrealize(child));
+                reverted(self.unrealize_below(child));
             }
         }
     }
 
-    /// Asks that a device may leave its bus, and removes it if the bus lets it go at once. `device_del` does this.
+    /// Asks that a device may leave its bus, and removes it if the bus lets it go at once.
+    /// `device_del` does this.
     ///
     /// # Errors
     /// [`Error::UnplugPending`] if that was asked before, [`Error::DeviceNotHotpluggable`],
-    /// [`Error::BusNotHotpluggable`], [`Error::IllegalMove`] if it is not plugged, and what the bus reports.
+    /// [`Error::BusNotHotpluggable`], [`Error::IllegalMove`] if it is not plugged, and what the bus
+    /// reports.
     #[doc(alias = "qdev_unplug")]
     pub fn request_unplug(self: &Arc<Self>, device: &Arc<Object>) -> Result<UnplugAnswer, Error> {
         let state = DeviceState::of(device)?;
@@ -222,8 +234,8 @@ impl Machine {
         }
     }
 
-    /// Removes a device: off its bus, unrealized, out of the tree. A bus calls this when the guest has let go; it may
-    /// also be called without a request, as when somebody pulls a card.
+    /// Removes a device: off its bus, unrealized, out of the tree. A bus calls this when the guest
+    /// has let go; it may also be called without a request, as when somebody pulls a card.
     ///
     /// # Errors
     /// [`Error::Busy`].
@@ -252,8 +264,8 @@ impl Machine {
         }
     }
 
-    /// Resets everything, as the machine's reset button does: the devices on a bus, then the bus, and the buses that a
-    /// device has before the device.
+    /// Resets everything, as the machine's reset button does: the devices on a bus, then the bus,
+    /// and the buses that a device has before the device.
     #[doc(alias = "qemu_devices_reset")]
     pub fn reset(self: &Arc<Self>) {
         for bus in self.buses() {
@@ -278,8 +290,8 @@ impl Machine {
         state.role().reset(bus);
     }
 
-    /// Resets a device, if it is realized: its buses, then its levels, children first. A device that another thread
-    /// is moving at this moment is left alone, as it comes or goes anyway.
+    /// Resets a device, if it is realized: its buses, then its levels, children first. A device
+    /// that another thread is moving at this moment is left alone, as it comes or goes anyway.
     #[doc(alias = "device_cold_reset")]
     pub fn reset_device(&self, device: &Arc<Object>) {
         let Ok(state) = DeviceState::of(device) else {
@@ -342,7 +354,8 @@ fn forget_bus(device: &Object) {
     );
 }
 
-/// The way back has nobody to report to; it fails only if a hook moves the very device that is being moved.
+/// The way back has nobody to report to; it fails only if a hook moves the very device that is
+/// being moved.
 fn reverted(result: Result<(), Error>) {
     if let Err(error) = result {
         tracing::error!(%error, "a device could not be taken back");

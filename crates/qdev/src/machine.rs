@@ -11,8 +11,8 @@ use crate::{Bus, BusState, DEVICE, DeviceState, Error, Phase};
 
 /// The owner of devices and buses.
 ///
-/// It is dropped like any value: the tree goes with the last reference, without unrealizing. Hold a `Weak` inside of
-/// devices, buses and services.
+/// It is dropped like any value: the tree goes with the last reference, without unrealizing. Hold a
+/// `Weak` inside of devices, buses and services.
 pub struct Machine {
     registry: Arc<TypeRegistry>,
     /// Owns the rest of the tree.
@@ -87,7 +87,8 @@ impl Machine {
         self.object.resolve(path)
     }
 
-    /// Ends the building: what is added from here on is hot-plugged, which its bus and class must support.
+    /// Ends the building: what is added from here on is hot-plugged, which its bus and class must
+    /// support.
     pub fn set_running(&self) {
         self.is_running.store(true, Ordering::Release);
     }
@@ -98,8 +99,8 @@ impl Machine {
         self.is_running.load(Ordering::Acquire)
     }
 
-    /// Provides a service, by its type, to devices that are realized from here on; `T` may be a trait object. Returns
-    /// the one that it replaces.
+    /// Provides a service, by its type, to devices that are realized from here on; `T` may be a
+    /// trait object. Returns the one that it replaces.
     pub fn provide<T: ?Sized + Send + Sync + 'static>(&self, service: Arc<T>) -> Option<Arc<T>> {
         let replaced = lock(&self.services).insert(TypeId::of::<T>(), Box::new(service));
         replaced?.downcast().ok().map(|service| *service)
@@ -119,12 +120,13 @@ impl Machine {
             .ok_or_else(|| Error::MissingService(std::any::type_name::<T>()))
     }
 
-    /// Adds a bus below `owner`: the device that has it, or [`object`](Self::object) for one of the machine's own. A
-    /// bus that a level adds while its device is realized goes when the device is unrealized.
+    /// Adds a bus below `owner`: the device that has it, or [`object`](Self::object) for one of the
+    /// machine's own. A bus that a level adds while its device is realized goes when the device is
+    /// unrealized.
     ///
     /// # Errors
-    /// [`Error::NotABus`] if the type is none, [`qom::PropertyError::Duplicate`] if the owner has something of this
-    /// name.
+    /// [`Error::NotABus`] if the type is none, [`qom::PropertyError::Duplicate`] if the owner has
+    /// something of this name.
     #[doc(alias = "qbus_new")]
     pub fn add_bus(
         &self,

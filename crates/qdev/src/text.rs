@@ -7,7 +7,8 @@ use qom::{CustomKind, Kind, Object, PropertyError, PropertyType, Value};
 /// Sets a property from text, as an option string has it.
 ///
 /// # Errors
-/// Those of [`Object::set`], and those of text that is no value of the property's kind: [`PropertyError::Expects`],
+/// Those of [`Object::set`], and those of text that is no value of the property's kind:
+/// [`PropertyError::Expects`],
 /// [`PropertyError::NotAChoice`], [`PropertyError::BadValue`].
 #[doc(alias = "object_property_parse")]
 pub fn set_text(object: &Object, name: &str, text: &str) -> Result<(), PropertyError> {

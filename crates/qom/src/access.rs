@@ -43,17 +43,17 @@ impl Object {
     /// Sets a property.
     ///
     /// # Errors
-    /// [`PropertyError::NotFound`]; [`PropertyError::NotWritable`] of children, links and computed properties without a
-    /// setter; [`PropertyError::TooLate`] when [frozen](Self::freeze); those of [`Kind::admit`];
-    /// [`PropertyError::Refused`] by the property's own check.
+    /// [`PropertyError::NotFound`]; [`PropertyError::NotWritable`] of children, links and computed
+    /// properties without a setter; [`PropertyError::TooLate`] when [frozen](Self::freeze); those
+    /// of [`Kind::admit`]; [`PropertyError::Refused`] by the property's own check.
     pub fn set(&self, name: &str, value: impl Into<Value>) -> Result<(), PropertyError> {
         let value = value.into();
         self.set_with(name, |_, _, _| Ok(value))
     }
 
-    /// As [`set`](Self::set), with a value that is made once the property's kind is known: `make` gets the kind and the
-    /// names of the type and of the property that is really set, which are others if `name` is an alias. Reading text
-    /// is done so.
+    /// As [`set`](Self::set), with a value that is made once the property's kind is known: `make`
+    /// gets the kind and the names of the type and of the property that is really set, which are
+    /// others if `name` is an alias. Reading text is done so.
     ///
     /// # Errors
     /// Those of [`set`](Self::set), and what `make` reports.
@@ -112,7 +112,8 @@ impl Object {
         Ok(())
     }
 
-    /// Reads a property as the type `T`; `Option<T>` of one that may have no value. A child or link reads as its path.
+    /// Reads a property as the type `T`; `Option<T>` of one that may have no value. A child or link
+    /// reads as its path.
     ///
     /// # Errors
     /// [`PropertyError::NotFound`], [`PropertyError::Unset`], [`PropertyError::WrongType`].
@@ -186,8 +187,9 @@ impl Object {
         entries
     }
 
-    /// Makes the properties of the class final: setting one is [`PropertyError::TooLate`] from here on, in whose words
-    /// `id` names the object. What realizes a device does this; [`thaw`](Self::thaw) undoes it.
+    /// Makes the properties of the class final: setting one is [`PropertyError::TooLate`] from here
+    /// on, in whose words `id` names the object. What realizes a device does this;
+    /// [`thaw`](Self::thaw) undoes it.
     pub fn freeze(&self, id: Option<&str>) {
         lock(&self.state).frozen = Some(Frozen {
             id: id.map(str::to_owned),
@@ -199,10 +201,12 @@ impl Object {
         lock(&self.state).frozen = None;
     }
 
-    /// Adds a property that stands for one of another object, usually a child; errors name that one.
+    /// Adds a property that stands for one of another object, usually a child; errors name that
+    /// one.
     ///
     /// # Errors
-    /// [`PropertyError::Duplicate`], and [`PropertyError::NotFound`] if the target has no such property.
+    /// [`PropertyError::Duplicate`], and [`PropertyError::NotFound`] if the target has no such
+    /// property.
     pub fn add_alias(
         &self,
         name: &str,
@@ -219,8 +223,8 @@ impl Object {
         self.add_own(name, alias)
     }
 
-    /// Adds an alias under the same name for each property of the target's class, except where this object has one of
-    /// that name already.
+    /// Adds an alias under the same name for each property of the target's class, except where this
+    /// object has one of that name already.
     ///
     /// # Errors
     /// None is known; the signature is that of [`add_alias`](Self::add_alias).
@@ -234,7 +238,8 @@ impl Object {
         Ok(())
     }
 
-    /// Adds a property whose value is computed whenever it is read. The getter is called with no lock held.
+    /// Adds a property whose value is computed whenever it is read. The getter is called with no
+    /// lock held.
     ///
     /// # Errors
     /// [`PropertyError::Duplicate`].
@@ -254,8 +259,8 @@ impl Object {
         )
     }
 
-    /// As [`add_computed`](Self::add_computed), with a setter, which gets values of the right kind and is called with no
-    /// lock held, also while the object is [frozen](Self::freeze).
+    /// As [`add_computed`](Self::add_computed), with a setter, which gets values of the right kind
+    /// and is called with no lock held, also while the object is [frozen](Self::freeze).
     ///
     /// # Errors
     /// [`PropertyError::Duplicate`].

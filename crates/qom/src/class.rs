@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::PropertyInfo;
 use crate::types::{FinalizeFn, InstanceInitFn};
 
-/// Data that a class holds and its children start with a copy of. Every `Clone + Send + Sync` type is one.
+/// Data that a class holds and its children start with a copy of. Every `Clone + Send + Sync` type
+/// is one.
 pub trait ClassPart: Any + Send + Sync {
     /// A copy, for a child class.
     fn clone_part(&self) -> Box<dyn ClassPart>;
@@ -141,7 +142,8 @@ impl Class {
         self.parts.0.insert(TypeId::of::<T>(), Box::new(part));
     }
 
-    /// Declares properties; one of the same name as an ancestor's takes its place. For `class_init`.
+    /// Declares properties; one of the same name as an ancestor's takes its place. For
+    /// `class_init`.
     pub fn add_properties(&mut self, properties: &[PropertyInfo]) {
         for info in properties {
             let declared_by = self.name.clone();

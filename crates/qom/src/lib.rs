@@ -1,13 +1,15 @@
 //! Types, classes, objects, properties and the tree that objects live in.
 //!
-//! A [`TypeRegistry`] is an ordinary value: types are registered by name, and nothing is global. On first use a class
-//! starts as a copy of its parent's class and then runs its own `class_init`, from the root to the leaf; an object runs
-//! the `instance_init` of each level of its class, parents first. State belongs to levels: a class holds typed
-//! *parts* that a child's `class_init` may change, an object holds typed parts that each level puts there.
+//! A [`TypeRegistry`] is an ordinary value: types are registered by name, and nothing is global. On
+//! first use a class starts as a copy of its parent's class and then runs its own `class_init`,
+//! from the root to the leaf; an object runs the `instance_init` of each level of its class,
+//! parents first. State belongs to levels: a class holds typed *parts* that a child's `class_init`
+//! may change, an object holds typed parts that each level puts there.
 //!
-//! Properties are declared in a class as constants, have a kind, a default and a description, and are set by value or,
-//! one crate up, from text. An object may also have properties of its own: children, which it owns, links, which it
-//! does not, aliases of another object's properties, and computed ones.
+//! Properties are declared in a class as constants, have a kind, a default and a description, and
+//! are set by value or, one crate up, from text. An object may also have properties of its own:
+//! children, which it owns, links, which it does not, aliases of another object's properties, and
+//! computed ones.
 //!
 //! ```
 //! use qom::{PropertyInfo, TypeInfo, TypeRegistry};
@@ -49,9 +51,9 @@
 //! # Ok::<(), qom::Error>(())
 //! ```
 //!
-//! Locks: each object has two, one around its properties and place in the tree and one around its parts. Neither is
-//! held while a hook, a getter or a setter runs, nor while another object's lock is taken, so there is no order to
-//! keep. Everything is `Send` and `Sync`.
+//! Locks: each object has two, one around its properties and place in the tree and one around its
+//! parts. Neither is held while a hook, a getter or a setter runs, nor while another object's lock
+//! is taken, so there is no order to keep. Everything is `Send` and `Sync`.
 //!
 //! | module | holds |
 //! |---|---|

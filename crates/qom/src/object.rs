@@ -10,7 +10,8 @@ use crate::{Class, Error, Step, TypeRegistry, Value};
 
 type Part = Arc<dyn Any + Send + Sync>;
 
-/// An object: its class, the parts that the levels of its class keep in it, its properties, and its place in the tree.
+/// An object: its class, the parts that the levels of its class keep in it, its properties, and its
+/// place in the tree.
 ///
 /// An object owns its children; dropping the last reference to it frees them first.
 pub struct Object {
@@ -79,7 +80,8 @@ impl Object {
         self.class.name()
     }
 
-    /// Whether the object is of the type `name`, of a descendant, or implements the interface `name`.
+    /// Whether the object is of the type `name`, of a descendant, or implements the interface
+    /// `name`.
     #[must_use]
     #[doc(alias = "object_dynamic_cast")]
     pub fn is_a(&self, name: &str) -> bool {
@@ -96,7 +98,8 @@ impl Object {
         self.is_root
     }
 
-    /// Puts a part in, in place of one of the same type. A level's state is one, with locks of its own inside.
+    /// Puts a part in, in place of one of the same type. A level's state is one, with locks of its
+    /// own inside.
     pub fn set_part<T: Any + Send + Sync>(&self, part: T) -> Arc<T> {
         let part = Arc::new(part);
         self.share_part(part.clone());

@@ -93,7 +93,8 @@ impl Recorder {
         std::mem::take(&mut *lock(&self.events))
     }
 
-    /// As [`take`](Self::take), each event as a line such as `realize pci-device of virtio-net-pci`.
+    /// As [`take`](Self::take), each event as a line such as `realize pci-device of
+    /// virtio-net-pci`.
     pub fn take_lines(&self) -> Vec<String> {
         self.take().iter().map(Event::to_string).collect()
     }

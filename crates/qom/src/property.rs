@@ -105,8 +105,9 @@ impl Kind {
         }
     }
 
-    /// Turns a value into one that a property of this kind stores: checks type and range, and finds the word of an
-    /// enumeration or reads the text of a custom notation. `type_name` and `name` are for the error.
+    /// Turns a value into one that a property of this kind stores: checks type and range, and finds
+    /// the word of an enumeration or reads the text of a custom notation. `type_name` and `name`
+    /// are for the error.
     ///
     /// # Errors
     /// [`PropertyError::WrongType`], [`PropertyError::Expects`], [`PropertyError::NotAChoice`],
@@ -174,8 +175,8 @@ impl Choices {
     }
 }
 
-/// A check of its own that a property makes of each value; the error is the end of a sentence that begins with the
-/// property's name, such as `is not supported`.
+/// A check of its own that a property makes of each value; the error is the end of a sentence that
+/// begins with the property's name, such as `is not supported`.
 pub type Check = fn(&Value) -> Result<(), String>;
 
 /// A property that each object of a class has. Tables of these are constants:
@@ -348,7 +349,8 @@ impl OnOffAuto {
 
 /// A Rust type that properties can be read as.
 pub trait PropertyType: Sized {
-    /// Reads the value, `None` being that of a property that has none; `None` if it is of another type.
+    /// Reads the value, `None` being that of a property that has none; `None` if it is of another
+    /// type.
     fn from_value(value: Option<&Value>) -> Option<Self>;
 }
 

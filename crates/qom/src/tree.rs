@@ -8,8 +8,8 @@ impl Object {
     /// Becomes the owner of `child`, under a name.
     ///
     /// # Errors
-    /// [`PropertyError::Duplicate`] if the name is taken; [`PropertyError::HasParent`] if the child has an owner
-    /// already or is an ancestor of this object.
+    /// [`PropertyError::Duplicate`] if the name is taken; [`PropertyError::HasParent`] if the child
+    /// has an owner already or is an ancestor of this object.
     #[doc(alias = "object_property_add_child")]
     pub fn add_child(self: &Arc<Self>, name: &str, child: Arc<Self>) -> Result<(), PropertyError> {
         let has_parent = || PropertyError::HasParent {
@@ -133,8 +133,8 @@ impl Object {
         )
     }
 
-    /// The object at a path, through children and links: from the root of this object's tree if the path starts with
-    /// `/`, else from this object.
+    /// The object at a path, through children and links: from the root of this object's tree if the
+    /// path starts with `/`, else from this object.
     #[must_use]
     #[doc(alias = "object_resolve_path")]
     pub fn resolve(self: &Arc<Self>, path: &str) -> Option<Arc<Self>> {
@@ -169,8 +169,8 @@ impl Object {
     /// Points a link at an object, which it does not own, or nowhere.
     ///
     /// # Errors
-    /// [`PropertyError::NotFound`] if there is no link of this name, [`PropertyError::BadValue`] if the object is of
-    /// another type.
+    /// [`PropertyError::NotFound`] if there is no link of this name, [`PropertyError::BadValue`] if
+    /// the object is of another type.
     pub fn set_link(&self, name: &str, target: Option<&Arc<Self>>) -> Result<(), PropertyError> {
         let new_target = target.map_or_else(Weak::new, Arc::downgrade);
         let mut state = lock(&self.state);

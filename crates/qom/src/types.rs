@@ -49,8 +49,8 @@ impl TypeInfo {
         }
     }
 
-    /// An interface: a name that types promise to live up to. What it promises is a Rust trait, whose object each
-    /// instance holds as a part.
+    /// An interface: a name that types promise to live up to. What it promises is a Rust trait,
+    /// whose object each instance holds as a part.
     #[must_use]
     pub fn interface(name: &str) -> Self {
         Self {
@@ -80,8 +80,8 @@ impl TypeInfo {
         self
     }
 
-    /// Runs for each object of the type or a descendant, after the parent's. A failure undoes what stands: the object
-    /// is dropped, and the levels that have run are finalized.
+    /// Runs for each object of the type or a descendant, after the parent's. A failure undoes what
+    /// stands: the object is dropped, and the levels that have run are finalized.
     #[must_use]
     pub fn instance_init(
         mut self,
@@ -128,8 +128,8 @@ impl Default for TypeRegistry {
 }
 
 impl TypeRegistry {
-    /// A registry with the types `object`, `interface` and `container`; the last is an object with nothing but
-    /// children.
+    /// A registry with the types `object`, `interface` and `container`; the last is an object with
+    /// nothing but children.
     #[must_use]
     pub fn new() -> Self {
         let mut registry = Self {
@@ -185,10 +185,12 @@ impl TypeRegistry {
         self.types.keys()
     }
 
-    /// The class of a type, initialized now if this is its first use, from the root to the type itself.
+    /// The class of a type, initialized now if this is its first use, from the root to the type
+    /// itself.
     ///
     /// # Errors
-    /// [`Error::UnknownType`], [`Error::UnknownParent`], [`Error::ParentCycle`], [`Error::UnknownInterface`].
+    /// [`Error::UnknownType`], [`Error::UnknownParent`], [`Error::ParentCycle`],
+    /// [`Error::UnknownInterface`].
     #[doc(alias = "type_initialize")]
     pub fn class(&self, name: &str) -> Result<Arc<Class>, Error> {
         let mut lineage = vec![self.entry(name)?];

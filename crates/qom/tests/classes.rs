@@ -1,4 +1,5 @@
-//! Types and classes: the order of the hooks, what a child's class starts with, and what cannot be registered.
+//! Types and classes: the order of the hooks, what a child's class starts with, and what cannot be
+//! registered.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,8 +1,8 @@
 //! The order of a device's life, and what is left when a step of it fails.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
-use crate::machine::{GuestHasASay, ToyBus, Toys};
+use crate::machine::{Gate, GuestHasASay, ToyBus, Toys};
 use qdev::{BusState, DeviceState, Error, Machine, Phase, UnplugAnswer};
 
 const UP: [&str; 9] = [
@@ -104,7 +104,8 @@ fn removal_is_the_same_backwards() -> Result<(), Error> {
 
 const OF_MODEL: [&str; 3] = ["model-bus", "model", "toy-model"];
 
-/// Panics unless all that was done is undone in reverse, in the model and in the toy, and the model's first.
+/// Panics unless all that was done is undone in reverse, in the model and in the toy, and the
+/// model's first.
 fn assert_undone(steps: &[String], injected: &str) {
     let (mut of_model, mut of_toy) = (Vec::new(), Vec::new());
     for step in steps {
@@ -263,6 +264,55 @@ fn a_guest_may_take_its_time_over_an_unplug_or_refuse_it() -> Result<(), Error> 
     toys.machine.finish_unplug(&toy)?;
     drop((toy, state));
     toys.assert_empty("the guest's consent");
+    Ok(())
+}
+
+#[test]
+fn removal_waits_for_a_reset_below_and_nobody_else_gets_in() -> Result<(), Error> {
+    let toys = Toys::new()?;
+    let toy = toys.add("toy,id=t0")?;
+    let model = toy.child("backend").ok_or(Error::other("no backend"))?;
+    let gate = model.set_part(Gate {
+        entered: Barrier::new(2),
+        leave: Barrier::new(2),
+    });
+    let unplugging = toy.set_part(Barrier::new(2));
+    std::thread::scope(|scope| {
+        let resetting = scope.spawn(|| toys.machine.reset_device(&model));
+        gate.entered.wait();
+        let busy = toys
+            .machine
+            .unrealize(&model)
+            .map_err(|error| error.to_string());
+        assert_eq!(busy, Err("device 'toy-model' is busy".to_owned()));
+        let removing = scope.spawn(|| toys.machine.device_del("t0"));
+        // The toy is off its bus, and its model still resets.
+        unplugging.wait();
+        assert!(matches!(toys.machine.unrealize(&toy), Err(Error::Busy(_))));
+        assert!(
+            !toys
+                .script
+                .take()
+                .iter()
+                .any(|step| step.starts_with("unrealize"))
+        );
+        // Its level "toy-model" is let go, then its level "model".
+        gate.leave.wait();
+        gate.entered.wait();
+        gate.leave.wait();
+        assert!(resetting.join().is_ok());
+        assert!(matches!(removing.join(), Ok(Ok(UnplugAnswer::Now))));
+    });
+    assert_eq!(
+        toys.script
+            .take()
+            .iter()
+            .filter(|step| step.starts_with("unrealize"))
+            .count(),
+        5
+    );
+    drop((toy, model, gate));
+    toys.assert_empty("removal");
     Ok(())
 }
 

@@ -1,8 +1,9 @@
-//! A machine with one bus and a transport that carries a model, in the shape that a virtio device on PCI has: the
-//! transport's class has three levels and makes its child, which it realizes on a bus of its own.
+//! A machine with one bus and a transport that carries a model, in the shape that a virtio device
+//! on PCI has: the transport's class has three levels and makes its child, which it realizes on a
+//! bus of its own.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 
 use keyval::Options;
 use qdev::{
@@ -80,7 +81,11 @@ impl DeviceLevel for Level {
         self.1.back(format!("unrealize {}", self.0));
     }
 
-    fn reset(&self, _: &Arc<Object>) {
+    fn reset(&self, device: &Arc<Object>) {
+        if let Some(gate) = device.part::<Gate>() {
+            gate.entered.wait();
+            gate.leave.wait();
+        }
         self.1.back(format!("reset {}", self.0));
     }
 }
@@ -118,7 +123,10 @@ impl HotplugHandler for ToyBus {
         })
     }
 
-    fn unplug(&self, _: &Arc<Object>, _: &Arc<Machine>) {
+    fn unplug(&self, device: &Arc<Object>, _: &Arc<Machine>) {
+        if let Some(unplugging) = device.part::<Barrier>() {
+            unplugging.wait();
+        }
         self.script.back(format!("unplug {}", self.name));
     }
 }
@@ -135,6 +143,12 @@ impl Bus for ToyBus {
     fn reset(&self, _: &Arc<Object>) {
         self.script.back(format!("reset {}", self.name));
     }
+}
+
+/// Stops each reset of the device that has it.
+pub(crate) struct Gate {
+    pub(crate) entered: Barrier,
+    pub(crate) leave: Barrier,
 }
 
 /// With this service the bus waits for the guest before it lets a device go.
