@@ -13,6 +13,8 @@ nc -ll -p 9000 -e /host/exec >/dev/null 2>&1 &
 echo '@host start'
 sh /host/start-vmm </dev/null >&2
 status=$?
+# On a serial port: all that the VMM has written goes out before its end is reported.
+stty -echo <&2 2>/dev/null
 echo "@host vmm $status"
 (. /host/after) </dev/null
 echo '@host done'

@@ -10,6 +10,9 @@ use super::assets::{read, run};
 /// Replaces the VMM that would be built: the path of a program that needs nothing but a kernel.
 const OVERRIDE: &str = "GUEST_VMM";
 
+/// More for the guest's kernel command line; `loglevel=8` shows how far a boot gets.
+const APPEND: &str = "GUEST_APPEND";
+
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const NETDEV: &str = "tap,id=net0,ip=10.0.2.2/24";
@@ -98,9 +101,13 @@ pub(crate) fn arguments(replaced: Option<&str>, properties: &str, smp: u8) -> Re
             arguments.extend([format!("-{name}"), value.to_owned()]);
         }
     }
+    let command_line = match std::env::var(APPEND) {
+        Ok(more) => format!("{COMMAND_LINE} {more}"),
+        Err(_) => COMMAND_LINE.to_owned(),
+    };
     match position(&arguments, "append").and_then(|at| arguments.get_mut(at + 1)) {
-        Some(line) => *line = format!("{COMMAND_LINE} {line}"),
-        None => arguments.extend(["-append", COMMAND_LINE].map(str::to_owned)),
+        Some(line) => *line = format!("{command_line} {line}"),
+        None => arguments.extend(["-append".to_owned(), command_line]),
     }
     Ok(arguments)
 }
@@ -149,7 +156,7 @@ fn cargo() -> std::ffi::OsString {
 }
 
 /// What the guest's kernel is told. Few messages: under nested emulation each character counts.
-const COMMAND_LINE: &str = "console=ttyS0 loglevel=4";
+const COMMAND_LINE: &str = "console=ttyS0 earlyprintk=ttyS0 loglevel=4";
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 
 use super::{Case, booted_once, value};
-use crate::guest::host::Outcome;
+use crate::guest::watch::Outcome;
 
 pub(super) const CASES: &[Case] = &[Case {
     name: "bind",

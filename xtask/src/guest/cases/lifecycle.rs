@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 
 use super::{Case, all_pings_answered, booted_once, values};
-use crate::guest::host::Outcome;
+use crate::guest::watch::Outcome;
 
 pub(super) const CASES: &[Case] = &[
     Case {

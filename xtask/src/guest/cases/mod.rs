@@ -10,7 +10,7 @@ mod traffic;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::host::Outcome;
+use super::watch::Outcome;
 
 /// One case: a guest, what runs in it, and what must come of it.
 #[derive(Debug)]
@@ -154,5 +154,73 @@ mod tests {
             10 packets transmitted, 7 packets received, 30% packet loss\n";
         assert_eq!(pings(output).unwrap(), [(3, 3), (10, 7)]);
         assert!(pings("no packets transmitted").is_err());
+    }
+
+    #[test]
+    fn a_check_refuses_what_is_not_as_it_should_be() {
+        let sums = |a: &str, b: &str| format!("size: 67108864\nguest: {a}  -\nhost: {b}  -\n");
+        let (one, other) = ("0".repeat(64), "f".repeat(64));
+        let total = "[  5]   0.00-5.01   sec  2 KBytes";
+        let bound = |device: &str, bit: u8, mac: &str| {
+            format!(
+                "device: {device}\nfeatures: {}{bit}0\ninterrupts: 3\ndriver: virtio_net\n\
+                 10.0.2.15 dev tap0 lladdr {mac} REACHABLE\n",
+                "0".repeat(32)
+            )
+        };
+        let mac = "52:54:00:12:34:57";
+        let cases: [(&str, String, bool); 14] = [
+            (
+                "ping",
+                "100 packets transmitted, 100 packets received\n".into(),
+                true,
+            ),
+            (
+                "ping",
+                "100 packets transmitted, 99 packets received\n".into(),
+                false,
+            ),
+            ("ping", String::new(), false),
+            (
+                "iperf3-tx",
+                format!("{total}  812345 Kbits/sec   receiver\n"),
+                true,
+            ),
+            (
+                "iperf3-tx",
+                format!("{total}  3.2 Kbits/sec   receiver\n"),
+                false,
+            ),
+            (
+                "iperf3-tx",
+                format!("{total}  812345 Kbits/sec   sender\n"),
+                false,
+            ),
+            ("file-to-guest", sums(&one, &one), true),
+            ("file-to-guest", sums(&one, &other), false),
+            ("file-to-guest", sums("", ""), false),
+            ("bind", bound("0x1041", 1, mac), true),
+            ("bind", bound("0x1000", 1, mac), true),
+            ("bind", bound("0x1009", 1, mac), false),
+            ("bind", bound("0x1041", 0, mac), false),
+            ("bind", bound("0x1041", 1, "52:54:00:12:34:56"), false),
+        ];
+        for (name, output, good) in cases {
+            let case = all().find(|case| case.name == name).unwrap();
+            let mut outcome = Outcome {
+                boots: 1,
+                output,
+                ..Outcome::new()
+            };
+            let result = (case.check)(&outcome);
+            assert_eq!(
+                result.is_ok(),
+                good,
+                "{name}: {result:?} of {}",
+                outcome.output
+            );
+            outcome.boots = 2;
+            assert!((case.check)(&outcome).is_err(), "{name} rebooted");
+        }
     }
 }

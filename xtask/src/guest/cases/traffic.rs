@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Case, all_pings_answered, booted_once, value};
-use crate::guest::host::Outcome;
+use crate::guest::watch::Outcome;
 
 pub(super) const CASES: &[Case] = &[
     Case {

@@ -1,0 +1,155 @@
+//! The command line of `cargo xtask guest`.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// What to do.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Print how to call it.
+    Help,
+    /// Print the cases.
+    List,
+    /// The named cases, or all.
+    Suite(Vec<String>),
+    /// Commands for the guest's shell.
+    Shell(String),
+}
+
+/// The command line.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// What to do.
+    pub(crate) action: Action,
+    /// Properties for the default device.
+    pub(crate) device: String,
+    /// Stands for the default netdev and device.
+    pub(crate) vmm_args: Option<String>,
+    /// Whether the files of a run are kept.
+    pub(crate) keep: bool,
+    /// How long the commands may take.
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl Options {
+    /// Reads the arguments after the chore's name.
+    pub(crate) fn parse(arguments: Vec<String>) -> Result<Self> {
+        let mut names = Vec::new();
+        let mut commands = None;
+        let mut action = None;
+        let (mut device, mut vmm_args, mut keep, mut timeout) = (None, None, false, None);
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            let (option, inline) = match argument.split_once('=') {
+                Some((option, value)) if option.starts_with("--") => (option, Some(value)),
+                _ => (argument.as_str(), None),
+            };
+            let mut value = || {
+                let given = inline.map(str::to_owned).or_else(|| arguments.next());
+                given.with_context(|| format!("{option} needs a value"))
+            };
+            match option {
+                "--help" | "-h" => action = Some(Action::Help),
+                "--list" => action = Some(Action::List),
+                "--keep" => keep = true,
+                "--shell" => commands = Some(value()?),
+                "--device" => device = Some(value()?),
+                "--vmm-args" => vmm_args = Some(value()?),
+                "--timeout" => {
+                    let seconds = value()?;
+                    let number = seconds.parse().with_context(|| {
+                        format!("--timeout takes a number of seconds, not '{seconds}'")
+                    })?;
+                    timeout = Some(Duration::from_secs(number));
+                }
+                _ if option.starts_with('-') => bail!("unknown option {option}\n\n{HELP}"),
+                _ => names.push(argument),
+            }
+        }
+        let action = match (action, commands) {
+            (Some(action), _) => action,
+            (None, Some(commands)) => {
+                ensure!(
+                    names.is_empty(),
+                    "--shell runs no cases: '{}' is left over",
+                    names.join(" ")
+                );
+                Action::Shell(commands)
+            }
+            (None, None) => {
+                ensure!(
+                    device.is_none() && vmm_args.is_none() && timeout.is_none(),
+                    "--device, --vmm-args and --timeout go with --shell"
+                );
+                Action::Suite(names)
+            }
+        };
+        Ok(Self {
+            action,
+            device: device.unwrap_or_default(),
+            vmm_args,
+            keep,
+            timeout,
+        })
+    }
+}
+
+/// How to call it.
+pub(crate) const HELP: &str = "\
+usage: cargo xtask guest [NAME...] [--keep]
+       cargo xtask guest --list
+       cargo xtask guest --shell 'COMMANDS' [--device 'PROPS'] [--vmm-args 'ARGS'] [--timeout S] [--keep]
+
+Boots Debian's cloud kernel under the example VMM. With names, or none for all, runs those cases
+and ends with 'N passed, M failed'.
+
+  --list           the cases
+  --shell CMDS     run commands in the guest (busybox sh; eth0 is up with 10.0.2.15/24, the host is
+                   10.0.2.2 with an iperf3 server), print what they print, exit with their status;
+                   125 says that the guest could not be run to its end.
+                   `host CMDS` in them runs commands on the host
+  --device PROPS   append properties to the default device, virtio-net-pci,netdev=net0
+  --vmm-args ARGS  replace the default -netdev tap,id=net0,ip=10.0.2.2/24 and -device
+  --timeout S      give the commands so many seconds (3600)
+  --keep           keep the files of each run, and say where
+
+Where this machine's KVM cannot boot the guest, QEMU emulates a host that can (qemu-system-x86).
+GUEST_MODE=direct or nested decides that; GUEST_VMM=PATH runs a static executable of your own;
+GUEST_APPEND adds to the kernel's command line, loglevel=8 for one.
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Options> {
+        Options::parse(arguments.iter().map(|&a| a.to_owned()).collect())
+    }
+
+    #[test]
+    fn a_value_may_follow_its_option_or_stand_in_it() {
+        for arguments in [["--shell", "a=b c"].as_slice(), &["--shell=a=b c"]] {
+            let options = parse(arguments).unwrap();
+            assert!(
+                matches!(options.action, Action::Shell(c) if c == "a=b c"),
+                "{arguments:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn options_that_would_be_ignored_are_refused() {
+        let wrong: [&[&str]; 6] = [
+            &["--device", "x=y"],
+            &["bind", "--vmm-args", ""],
+            &["--shell", "true", "bind"],
+            &["--shell"],
+            &["--frob"],
+            &["--shell", "x", "--timeout", "soon"],
+        ];
+        for arguments in wrong {
+            assert!(parse(arguments).is_err(), "{arguments:?}");
+        }
+    }
+}
