@@ -8,7 +8,9 @@
 //! | [`boot`] | what is in RAM before the first instruction |
 //! | [`cli`] | the command line |
 //! | [`terminal`] | the user's terminal as the machine's serial line |
+//! | [`readiness`] | waiting for descriptors |
 //! | [`signals`] | the signals that ask the process to end |
+//! | [`ping`] | echo requests to a guest |
 //! | [`vmm`] | all of it as a program |
 //! | [`netns`] | a network namespace of the process's own |
 
@@ -17,6 +19,8 @@ pub mod cli;
 pub mod kvm;
 pub mod machine;
 pub mod netns;
+pub mod ping;
+pub mod readiness;
 pub mod signals;
 pub mod terminal;
 pub mod vmm;

@@ -5,11 +5,11 @@
 //! the process to end are left to its main loop ([`signals`](crate::signals)), which drops it.
 #![expect(
     unsafe_code,
-    reason = "termios, signal handlers and poll are calls into the C library"
+    reason = "termios and signal handlers are calls into the C library"
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -17,6 +17,7 @@ use std::thread::{self, JoinHandle};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::machine::{Event, Machine};
+use crate::readiness::{borrow, wait_readable};
 
 /// The terminal on standard input, in raw mode while this lives.
 #[derive(Debug)]
@@ -174,7 +175,7 @@ impl Drop for Keyboard {
 fn type_all(machine: &Machine, stop: &EventFd) {
     let mut escape = Escape::default();
     let mut input = [0; 256];
-    while Input::now() != Input::TerminalOfOthers && wait_for(STDIN, stop) {
+    while Input::now() != Input::TerminalOfOthers && wait_for(io::stdin().as_fd(), stop) {
         // Not `std::io::stdin`, which would hold back in its buffer what `poll` then knows nothing of.
         // SAFETY: `input` is as long as is said, and lives across the call.
         let count = unsafe { libc::read(STDIN, input.as_mut_ptr().cast(), input.len()) };
@@ -204,7 +205,7 @@ fn type_all(machine: &Machine, stop: &EventFd) {
                 break;
             }
             // The guest has to read first. A signal left from before only makes one more round.
-            if !wait_for(machine.serial().room().as_raw_fd(), stop) {
+            if !wait_for(borrow(machine.serial().room()), stop) {
                 return;
             }
             let _ = machine.serial().room().read();
@@ -213,24 +214,8 @@ fn type_all(machine: &Machine, stop: &EventFd) {
 }
 
 /// Waits until `fd` can be read (true), or the thread is to end (false).
-fn wait_for(fd: RawFd, stop: &EventFd) -> bool {
-    let poll = |fd| libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    let mut fds = [poll(fd), poll(stop.as_raw_fd())];
-    loop {
-        // SAFETY: `fds` is two complete entries that live across the call.
-        let ready = unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
-        let [input, stop] = &fds;
-        if ready > 0 {
-            return stop.revents == 0 && input.revents & libc::POLLNVAL == 0;
-        }
-        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            return false;
-        }
-    }
+fn wait_for(fd: BorrowedFd<'_>, stop: &EventFd) -> bool {
+    matches!(wait_readable([fd, borrow(stop)], None), Ok([true, false]))
 }
 
 /// Ctrl-A and what follows it.

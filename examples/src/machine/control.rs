@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::readiness::borrow;
 
 /// Something that the owner of a machine must act on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,8 +80,8 @@ impl Control {
     }
 
     /// Readable while there is an event.
-    pub fn event_fd(&self) -> &EventFd {
-        &self.wake
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        borrow(&self.wake)
     }
 }
 
@@ -97,11 +100,11 @@ mod tests {
         control.report(Event::PowerOff);
         assert_eq!(control.take(), Some(Event::Reset));
         assert!(
-            control.event_fd().read().is_ok(),
+            control.wake.read().is_ok(),
             "one is left, so the descriptor stays readable"
         );
         assert_eq!(control.take(), Some(Event::PowerOff));
         assert_eq!(control.take(), None);
-        assert!(control.event_fd().read().is_err());
+        assert!(control.wake.read().is_err());
     }
 }

@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use virtio_bus::{KickBinder, NoKickBinder};
 use vm_pci::{DevFn, IrqLines, MsiMessage, MsiSink, MsiVector};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::readiness::{borrow, wait_any};
 
 /// Everything that a machine needs of whatever runs its vCPUs.
 #[derive(Clone, Debug)]
@@ -59,19 +62,24 @@ impl ManualInterrupts {
         messages
     }
 
+    /// Takes all messages, as [`take`](Self::take) does; where there are none, waits for one up to
+    /// `timeout`.
+    pub fn wait(&self, timeout: Duration) -> Vec<MsiMessage> {
+        let live = self.live();
+        let routed: Vec<_> = live
+            .iter()
+            .filter(|vector| vector.is_routed())
+            .map(|vector| borrow(&vector.event))
+            .collect();
+        // Waiting in vain is no worse than not at all.
+        let _ = wait_any(&routed, timeout);
+        self.take()
+    }
+
     /// Vectors that exist, and how many of them have a route.
     pub fn vectors(&self) -> (usize, usize) {
         let live = self.live();
-        let routed = live
-            .iter()
-            .filter(|vector| {
-                vector
-                    .route
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .is_some()
-            })
-            .count();
+        let routed = live.iter().filter(|vector| vector.is_routed()).count();
         (live.len(), routed)
     }
 
@@ -121,6 +129,15 @@ struct ManualVector {
     event: EventFd,
     /// A leaf lock.
     route: Mutex<Option<MsiMessage>>,
+}
+
+impl ManualVector {
+    fn is_routed(&self) -> bool {
+        self.route
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
+    }
 }
 
 impl MsiVector for ManualVector {

@@ -6,6 +6,7 @@
 
 mod cmos;
 mod control;
+mod driver;
 mod interrupts;
 pub mod layout;
 pub mod memory;
@@ -14,6 +15,7 @@ mod power;
 mod serial;
 
 pub use control::{Control, Event};
+pub use driver::DriverView;
 pub use interrupts::{Interrupts, ManualInterrupts};
 pub use memory::Memory;
 pub use serial::SerialPort;

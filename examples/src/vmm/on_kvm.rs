@@ -1,8 +1,7 @@
 //! A machine run on KVM, over as many boots as its guest asks for.
-#![expect(unsafe_code, reason = "poll is a call into the C library")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use super::{Ending, VmmError};
 use crate::boot::Image;
 use crate::kvm::KvmVm;
 use crate::machine::{Event, Machine};
+use crate::readiness::wait_readable;
 use crate::signals::EndSignals;
 
 /// A machine with everything that decides how it runs.
@@ -65,33 +65,13 @@ impl Run<'_> {
             if let Some(signal) = self.signals.next() {
                 return Ok(Wake::Signal(signal));
             }
-            let left = match self.deadline {
-                None => -1,
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left == Duration::ZERO {
-                        return Ok(Wake::Deadline);
-                    }
-                    i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
-                }
-            };
-            let poll = |fd| libc::pollfd {
-                fd,
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            let mut fds = [
-                poll(control.event_fd().as_raw_fd()),
-                poll(self.signals.as_fd().as_raw_fd()),
-            ];
-            // SAFETY: `fds` is two complete entries that live across the call.
-            let ready = unsafe { libc::poll(fds.as_mut_ptr(), 2, left) };
-            if ready < 0 {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
+            let left = self
+                .deadline
+                .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Ok(Wake::Deadline);
             }
+            wait_readable([control.wake_fd(), self.signals.as_fd()], left)?;
         }
     }
 }
