@@ -230,11 +230,17 @@ fn accesses_past_the_end_of_ecam_are_nothing() {
         host.ecam_read(offset, &mut data);
         assert_eq!(data, [0xff; 8], "{offset:#x}");
     }
+    // Bus 256 is not bus 0 again.
+    let whole = self::host();
+    whole.ecam_read(1 << 28, &mut data);
+    assert_eq!(data, [0xff; 8]);
     assert!(!host.mmio_read(0xe010_0000, &mut data));
     assert_eq!(data, [0xff; 8]);
-    host.config_read(0, at(0, 0), 0xfff0, &mut data);
+    host.bus().attach(at(1, 0), Patterned::new()).unwrap();
+    host.config_read(0, at(1, 0), 0xfff0, &mut data);
     assert_eq!(data, [0xff; 8]);
-    host.config_write(0, at(0, 0), 0xffff, &data);
+    host.config_write(0, at(1, 0), 0x1000, &data);
+    host.config_write(0, at(1, 0), 0xffff, &data);
 }
 
 #[test]

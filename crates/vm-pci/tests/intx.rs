@@ -5,12 +5,12 @@
     reason = "what a test sets up is there, or the test fails"
 )]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use vm_pci::test_utils::{RecordingFunction, RecordingIrqLines, RecordingMsiSink};
 use vm_pci::{
-    BarIndex, BarKind, DevFn, FunctionState, Intx, IntxPin, MsixLayout, PciHost, PciHostConfig,
-    PciIdentity,
+    Attachment, BarIndex, BarKind, BarWindow, ConfigEffect, DevFn, Error, FunctionState, Intx,
+    IntxLine, IntxPin, MsixLayout, PciFunction, PciHost, PciHostConfig, PciIdentity,
 };
 
 struct Machine {
@@ -136,5 +136,63 @@ fn reset_and_leaving_the_bus_release_the_line() {
     machine.host.bus().detach(at(1)).unwrap();
     assert!(!machine.lines.level(17));
     intx.update(|| true);
+    assert!(!machine.lines.level(17));
+}
+
+/// A function that drives its line by hand and does not let go of it.
+#[derive(Debug, Default)]
+struct Clinging {
+    line: Mutex<Option<Arc<dyn IntxLine>>>,
+}
+
+impl PciFunction for Clinging {
+    fn attached(&self, attachment: Attachment) -> Result<(), Error> {
+        *self.line.lock().unwrap() = Some(attachment.intx);
+        Ok(())
+    }
+
+    fn detached(&self) {}
+
+    fn config_read(&self, _: u16, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn config_write(&self, _: u16, _: &[u8]) -> ConfigEffect {
+        ConfigEffect::default()
+    }
+
+    fn windows(&self) -> Vec<BarWindow> {
+        Vec::new()
+    }
+
+    fn bar_read(&self, _: BarIndex, _: u64, _: &mut [u8]) {}
+
+    fn bar_write(&self, _: BarIndex, _: u64, _: &[u8]) {}
+
+    fn reset(&self) {}
+}
+
+#[test]
+fn a_line_kept_after_leaving_the_bus_is_dead() {
+    let machine = Machine::new();
+    let function = Arc::new(Clinging::default());
+    machine.host.bus().attach(at(1), function.clone()).unwrap();
+    let line = function.line.lock().unwrap().take().unwrap();
+    line.set_level(true);
+    assert!(machine.lines.level(17));
+    machine.host.bus().detach(at(1)).unwrap();
+    assert!(!machine.lines.level(17));
+    line.set_level(true);
+    assert!(!machine.lines.level(17));
+}
+
+#[test]
+fn a_line_that_is_dropped_while_asserted_is_released() {
+    let machine = Machine::new();
+    let function = Arc::new(Clinging::default());
+    machine.host.bus().attach(at(1), function.clone()).unwrap();
+    let line = function.line.lock().unwrap().take().unwrap();
+    line.set_level(true);
+    drop((line, machine.host));
     assert!(!machine.lines.level(17));
 }

@@ -402,4 +402,8 @@ fn a_vector_that_the_machine_refuses_keeps_the_function_off_the_bus() {
     assert!(matches!(refused, Err(Error::Vector { vector: 2, .. })));
     assert!(host.bus().function(devfn()).is_none());
     assert_eq!(sink.held(), 0);
+    // The place is free again.
+    let (state, _) = self::state(3);
+    let function = RecordingFunction::new(state, RecordingMsiSink::new());
+    host.bus().attach(devfn(), function).unwrap();
 }

@@ -301,6 +301,20 @@ fn memory_goes_to_the_other_side_of_4_gib_only_when_its_own_is_full() {
 }
 
 #[test]
+fn no_bar_is_placed_where_it_looks_as_if_it_were_being_sized() {
+    for (base, placed) in [(0xffff_0000, false), (0xfffe_0000, true)] {
+        let host = host_with(PciHostConfig {
+            ecam: Aperture::new(0, 0),
+            mmio32: Aperture::new(base, (1 << 32) - base),
+            ..PciHostConfig::default()
+        });
+        let function = attach(&host, 1, &[(0, M32, 0x1_0000)]);
+        assert_eq!(host.assign_resources().is_ok(), placed, "{base:#x}");
+        assert_eq!(function.windows().is_empty(), !placed, "{base:#x}");
+    }
+}
+
+#[test]
 fn a_machine_without_room_decodes_nothing_and_names_the_bar() {
     let host = host();
     attach(&host, 1, &[(0, IO, 32)]);
