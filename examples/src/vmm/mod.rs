@@ -1,6 +1,7 @@
 //! The VMM as a program: from a command line to an exit status.
 
 mod ending;
+mod in_process;
 mod on_kvm;
 
 pub use ending::Ending;
