@@ -92,6 +92,7 @@
 //! | `lifecycle` | [`Machine`]: realize, unplug, unrealize, reset |
 //! | `add` | [`Machine`]: devices from option strings |
 //! | `text` | property values from text; [`MacAddr`] |
+//! | `unbuilt` | checks that refuse what is not built: [`not_supported`], [`only_off`], [`only_on`] |
 
 mod add;
 mod bus;
@@ -103,6 +104,7 @@ mod object;
 mod phase;
 mod sync;
 mod text;
+mod unbuilt;
 
 pub use bus::{Bus, BusState, HotplugHandler, UnplugAnswer};
 pub use device::{DeviceClass, DeviceLevel, DeviceState, add_level};
@@ -111,3 +113,4 @@ pub use machine::{DeviceInfo, Machine};
 pub use object::{BUS, DEVICE, register_types};
 pub use phase::Phase;
 pub use text::{BadMacAddr, MAC_ADDRESS, MacAddr, set_text};
+pub use unbuilt::{not_supported, only_off, only_on};

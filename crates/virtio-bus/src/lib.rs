@@ -21,6 +21,7 @@
 //! | `health` | [`Health`]: what the data path may change of it |
 //! | `bus` | [`VirtioBus`], [`BusTransport`] |
 //! | `kick` | [`KickBinder`] |
+//! | [`object`] | the types `virtio-device` and `virtio-bus` |
 
 mod bus;
 mod core;
@@ -28,6 +29,7 @@ mod device;
 mod features;
 mod health;
 mod kick;
+pub mod object;
 mod slot;
 mod status;
 

@@ -69,7 +69,7 @@ pub struct VirtioPci<M: GuestAddressSpace> {
     memory: M,
     msi_sink: Arc<dyn MsiSink>,
     kick_binder: Arc<dyn KickBinder>,
-    bus: VirtioBus<M>,
+    bus: Arc<VirtioBus<M>>,
     /// The transport's one lock. Taken after the bus's slot, before anything of the device, of the
     /// interrupt pin or of the machine. Never taken by a data path.
     state: Mutex<State<M>>,
@@ -115,7 +115,7 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> VirtioPci<M> {
             memory,
             msi_sink,
             kick_binder,
-            bus: VirtioBus::new("virtio-bus", weak.clone()),
+            bus: Arc::new(VirtioBus::new("virtio-bus", weak.clone())),
             state: Mutex::new(State {
                 plugged: None,
                 attachment: None,
@@ -125,7 +125,7 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> VirtioPci<M> {
     }
 
     /// The bus that the device goes on.
-    pub fn bus(&self) -> &VirtioBus<M> {
+    pub fn bus(&self) -> &Arc<VirtioBus<M>> {
         &self.bus
     }
 

@@ -23,11 +23,13 @@
 //! | `window` | access through configuration space |
 //! | `interrupts` | ISR, pin and vectors, for the data path |
 //! | `kicks` | which notify registers are bound |
+//! | [`object`] | the types `virtio-pci` and `virtio-pci-bus` |
 
 mod function;
 mod interrupts;
 mod kicks;
 mod layout;
+pub mod object;
 mod registers;
 mod window;
 

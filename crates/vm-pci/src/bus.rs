@@ -160,6 +160,15 @@ impl PciBus {
         }
     }
 
+    /// Resets the function at `devfn`, if there is one.
+    pub fn reset_function(&self, devfn: DevFn) {
+        if let Some(occupant) = self.occupant(devfn) {
+            occupant.function.reset();
+            self.windows
+                .update(occupant.owner, occupant.function.as_ref());
+        }
+    }
+
     /// Resets all functions.
     pub(crate) fn reset(&self) {
         let occupants: Vec<_> = self

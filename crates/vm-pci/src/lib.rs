@@ -109,6 +109,7 @@ mod intx;
 mod irq;
 mod lock;
 mod msix;
+pub mod object;
 pub mod registers;
 #[cfg(feature = "test-utils")]
 pub mod test_utils;

@@ -40,7 +40,7 @@ impl KickBinder for Binder {
         let mut bound = self.bound.lock().unwrap();
         let place = (bound.iter())
             .position(|(address, fd)| *address == at && Arc::ptr_eq(fd, kick))
-            .expect("unbound what was not bound");
+            .ok_or(io::ErrorKind::NotFound)?;
         bound.remove(place);
         Ok(())
     }

@@ -1,0 +1,156 @@
+//! The transport in the type registry: `virtio-pci`, the abstract parent of all proxies, and its bus.
+//!
+//! A proxy (`virtio-net-pci`) is a type below `virtio-pci` that realizes its model on the
+//! [`bus`] which this level has made. Of the machine this level takes guest memory
+//! (a service of type `M`), the [`MsiSink`] and the [`KickBinder`].
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use qdev::{
+    BusState, DeviceLevel, DeviceState, Error, Machine, add_level, not_supported, only_off,
+};
+use qom::{Object, OnOffAuto, PropertyInfo, TypeInfo, TypeRegistry, Value};
+use virtio_bus::KickBinder;
+use virtio_bus::object::VIRTIO_BUS;
+use vm_memory::GuestAddressSpace;
+use vm_pci::object::{PCI_DEVICE, PciDevice, PciDeviceClass};
+use vm_pci::{MsiSink, PciFunction};
+
+use crate::{VirtioPci, VirtioPciConfig};
+
+/// The abstract parent of all proxies.
+pub const VIRTIO_PCI: &str = "virtio-pci";
+/// The type of the bus between a proxy and its model.
+pub const VIRTIO_PCI_BUS: &str = "virtio-pci-bus";
+
+/// QEMU's DEV_NVECTORS_UNSPECIFIED: as many vectors as the model needs.
+const VECTORS_UNSPECIFIED: u32 = u32::MAX;
+
+/// Registers `virtio-pci` and `virtio-pci-bus`, for machines whose guest memory is `M`.
+///
+/// # Errors
+/// [`qom::Error::DuplicateType`] if that was done already.
+pub fn register_types<M>(registry: &mut TypeRegistry) -> Result<(), qom::Error>
+where
+    M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static,
+{
+    registry.register(TypeInfo::new(VIRTIO_PCI_BUS, VIRTIO_BUS))?;
+    registry.register(
+        TypeInfo::new(VIRTIO_PCI, PCI_DEVICE)
+            .abstract_type()
+            .class_init(|class| {
+                class.add_properties(PROPERTIES);
+                class.part_mut::<PciDeviceClass>().vendor_id = Some(0x1af4);
+                add_level(class, VirtioPciLevel::<M>(PhantomData));
+            }),
+    )
+}
+
+const PROPERTIES: &[PropertyInfo] = &[
+    PropertyInfo::bool("ioeventfd", true).describe("on/off"),
+    PropertyInfo::u32("vectors", VECTORS_UNSPECIFIED).check(|value| match value {
+        Value::Int(vectors) if *vectors <= 2048 || *vectors == u32::MAX.into() => Ok(()),
+        _ => Err("is more than the 2048 vectors that MSI-X has".to_owned()),
+    }),
+    PropertyInfo::bool("aer", false)
+        .describe("on/off")
+        .check(only_off),
+    PropertyInfo::bool("ats", false)
+        .describe("on/off")
+        .check(only_off),
+    PropertyInfo::bool("migrate-extra", true)
+        .describe("on/off")
+        .check(not_supported),
+    PropertyInfo::bool("modern-pio-notify", false)
+        .describe("on/off")
+        .check(only_off),
+    PropertyInfo::bool("page-per-vq", false)
+        .describe("on/off")
+        .check(only_off),
+    PropertyInfo::bool("virtio-pci-bus-master-bug-migration", false)
+        .describe("on/off")
+        .check(only_off),
+    PropertyInfo::bool("x-ats-page-aligned", true)
+        .describe("on/off")
+        .check(not_supported),
+    PropertyInfo::bool("x-disable-pcie", true)
+        .describe("on/off")
+        .check(qdev::only_on),
+    PropertyInfo::bool("x-ignore-backend-features", false).check(only_off),
+    PropertyInfo::bool("x-pcie-deverr-init", false)
+        .describe("on/off")
+        .check(only_off),
+    PropertyInfo::bool("x-pcie-flr-init", false)
+        .describe("on/off")
+        .check(only_off),
+    PropertyInfo::bool("x-pcie-lnkctl-init", false)
+        .describe("on/off")
+        .check(only_off),
+    PropertyInfo::bool("x-pcie-pm-init", false)
+        .describe("on/off")
+        .check(only_off),
+];
+
+/// The properties by which a proxy chooses between the legacy and the modern interface. For the
+/// `class_init` of a type that leaves the choice to the user.
+///
+/// The legacy interface is not built: `auto` means modern alone, as `on` does, and `off` is refused.
+pub const INTERFACE_PROPERTIES: &[PropertyInfo] = &[
+    PropertyInfo::on_off_auto("disable-legacy")
+        .describe("on/off/auto")
+        .check(|value| match value {
+            Value::Choice(word) if *word == OnOffAuto::Off.as_str() => {
+                Err("is not supported with value 'off': there is no legacy interface".to_owned())
+            }
+            _ => Ok(()),
+        }),
+    PropertyInfo::bool("disable-modern", false).check(only_off),
+];
+
+/// The bus that a realized proxy's model goes on.
+///
+/// # Errors
+/// When the `virtio-pci` level of the proxy has not realized.
+pub fn bus(proxy: &Object) -> Result<Arc<Object>, Error> {
+    let buses = DeviceState::of(proxy)?.buses();
+    (buses.into_iter())
+        .find(|bus| bus.is_a(VIRTIO_PCI_BUS) && BusState::of(bus).is_ok())
+        .ok_or_else(|| Error::NotABus(proxy.type_name().to_string()))
+}
+
+struct VirtioPciLevel<M>(PhantomData<fn() -> M>);
+
+impl<M> DeviceLevel for VirtioPciLevel<M>
+where
+    M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static,
+{
+    fn realize(&self, device: &Arc<Object>, machine: &Arc<Machine>) -> Result<(), Error> {
+        let class = device.class().part::<PciDeviceClass>();
+        let vectors = device.get::<u32>("vectors")?;
+        let pci = VirtioPci::<M>::new(
+            VirtioPciConfig {
+                vectors: u16::try_from(vectors).ok(),
+                class: class.and_then(|class| class.class_id),
+                ioeventfd: device.get("ioeventfd")?,
+            },
+            M::clone(&*machine.service::<M>()?),
+            machine.service::<dyn MsiSink>()?,
+            machine.service::<dyn KickBinder>()?,
+        )
+        .map_err(Error::other)?;
+        let function = PciDevice::of(device)?;
+        virtio_bus::object::add_bus(machine, device, VIRTIO_PCI_BUS, Arc::clone(pci.bus()))?;
+        function.set_function(Some(Arc::clone(&pci) as Arc<dyn PciFunction>));
+        device.share_part(pci);
+        Ok(())
+    }
+
+    fn unrealize(&self, device: &Arc<Object>, _: &Arc<Machine>) {
+        if let Ok(function) = PciDevice::of(device) {
+            function.set_function(None);
+        }
+        device.take_part::<VirtioPci<M>>();
+    }
+}

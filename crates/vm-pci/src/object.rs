@@ -1,0 +1,262 @@
+//! PCI in the type registry: the bus type `PCI`, and `pci-device`, the abstract parent of all functions.
+//!
+//! A machine puts its [`PciBus`] into the tree with [`add_bus`]. A type below `pci-device` makes its
+//! function when it realizes and hands it over with [`PciDevice::set_function`]; the bus puts it at the
+//! address that `addr` names, or at the first free one, once all levels have realized.
+
+use std::sync::{Arc, Mutex};
+
+use qdev::{
+    Bus, BusState, DEVICE, DeviceClass, DeviceLevel, DeviceState, Error, HotplugHandler, Machine,
+    add_level, not_supported, only_off,
+};
+use qom::{CustomKind, Kind, Object, PropertyInfo, TypeInfo, TypeRegistry, Value};
+
+use crate::lock::Locked;
+use crate::{DevFn, PciBus, PciFunction};
+
+/// The abstract parent of all functions.
+pub const PCI_DEVICE: &str = "pci-device";
+/// The type of a conventional PCI bus.
+pub const PCI_BUS: &str = "PCI";
+
+/// Registers `PCI` and `pci-device`.
+///
+/// # Errors
+/// [`qom::Error::DuplicateType`] if that was done already.
+pub fn register_types(registry: &mut TypeRegistry) -> Result<(), qom::Error> {
+    registry.register(TypeInfo::new(PCI_BUS, qdev::BUS))?;
+    registry.register(
+        TypeInfo::new(PCI_DEVICE, DEVICE)
+            .abstract_type()
+            .class_init(|class| {
+                class.add_properties(PROPERTIES);
+                class.part_mut::<PciDeviceClass>();
+                class.part_mut::<DeviceClass>().bus_type = Some(PCI_BUS);
+                add_level(class, PciDeviceLevel);
+            }),
+    )
+}
+
+/// What all functions of a class say that they are; a part of the class, for `class_init` to fill. What a
+/// type leaves `None` its function decides when it is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PciDeviceClass {
+    /// Vendor id.
+    pub vendor_id: Option<u16>,
+    /// Device id.
+    pub device_id: Option<u16>,
+    /// Revision id.
+    pub revision: Option<u8>,
+    /// Base class, subclass and programming interface in three bytes.
+    pub class_id: Option<u32>,
+}
+
+/// `06.0` or `06`: device and function number, in hexadecimal.
+const ADDRESS: CustomKind = CustomKind {
+    type_name: "int32",
+    parse: |text| {
+        let (device, function) = text.split_once('.').unwrap_or((text, "0"));
+        let number = |digits: &str| {
+            (digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+                .then(|| u8::from_str_radix(digits, 16).ok())
+                .flatten()
+        };
+        let devfn = DevFn::new(number(device)?, number(function)?).ok()?;
+        Some(Value::from(devfn.to_byte()))
+    },
+    accepts: |value| matches!(value, Value::Int(-1..=255)),
+};
+
+const PROPERTIES: &[PropertyInfo] = &[
+    PropertyInfo {
+        name: "addr",
+        kind: Kind::Custom(&ADDRESS),
+        default: Some(Value::Int(-1)),
+        description: "Slot and optional function number, example: 06.0 or 06",
+        check: None,
+        settable_when_frozen: false,
+    },
+    // The bus says by itself which devices have several functions.
+    PropertyInfo::bool("multifunction", false)
+        .describe("on/off")
+        .check(only_off),
+    PropertyInfo::u32("acpi-index", 0).check(not_supported),
+    PropertyInfo::str("failover_pair_id").check(not_supported),
+    PropertyInfo::u32("rombar", 1).check(not_supported),
+    PropertyInfo::str("romfile").check(not_supported),
+    PropertyInfo::u32("romsize", u32::MAX).check(not_supported),
+    PropertyInfo::bool("x-pcie-extcap-init", false)
+        .describe("on/off")
+        .check(only_off),
+    PropertyInfo::bool("x-pcie-lnksta-dllla", false)
+        .describe("on/off")
+        .check(only_off),
+];
+
+/// What a realized function has; a part of its object.
+#[derive(Debug)]
+pub struct PciDevice {
+    devfn: DevFn,
+    /// A leaf lock.
+    function: Mutex<Option<Arc<dyn PciFunction>>>,
+}
+
+impl PciDevice {
+    /// Of a device whose `pci-device` level has realized.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn of(device: &Object) -> Result<Arc<Self>, Error> {
+        device
+            .part()
+            .ok_or_else(|| Error::other(NotRealized(device.type_name().to_string())))
+    }
+
+    /// Where the function is or is going to be.
+    pub fn devfn(&self) -> DevFn {
+        self.devfn
+    }
+
+    /// Hands the function over. For a level's realize; `None` for its unrealize.
+    pub fn set_function(&self, function: Option<Arc<dyn PciFunction>>) {
+        *self.function.locked() = function;
+    }
+
+    /// The function.
+    pub fn function(&self) -> Option<Arc<dyn PciFunction>> {
+        self.function.locked().clone()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("device of type '{0}' has no PCI function")]
+struct NotRealized(String);
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "PCI: slot {} function {} not available for {driver}, in use by {holder}",
+    .devfn.device(), .devfn.function()
+)]
+struct AddressInUse {
+    devfn: DevFn,
+    driver: String,
+    holder: String,
+}
+
+/// The place that the bus keeps for a device from `pre_plug` on.
+#[derive(Debug)]
+struct Reservation(DevFn);
+
+struct PciDeviceLevel;
+
+impl DeviceLevel for PciDeviceLevel {
+    fn realize(&self, device: &Arc<Object>, _: &Arc<Machine>) -> Result<(), Error> {
+        let reserved = device
+            .part::<Reservation>()
+            .ok_or_else(|| Error::other(NotRealized(device.type_name().to_string())))?;
+        device.set_part(PciDevice {
+            devfn: reserved.0,
+            function: Mutex::new(None),
+        });
+        Ok(())
+    }
+
+    fn unrealize(&self, device: &Arc<Object>, _: &Arc<Machine>) {
+        device.take_part::<PciDevice>();
+    }
+
+    fn reset(&self, device: &Arc<Object>) {
+        let bus = DeviceState::bus_of(device).and_then(|bus| bus.part::<PciBus>());
+        if let (Some(bus), Ok(this)) = (bus, PciDevice::of(device)) {
+            bus.reset_function(this.devfn);
+        }
+    }
+}
+
+/// Puts `bus` into the tree of `machine`, as `name` (`pci.0`) below `owner`.
+///
+/// # Errors
+/// [`qom::PropertyError::Duplicate`] if the owner has something of this name.
+pub fn add_bus(
+    machine: &Machine,
+    owner: &Arc<Object>,
+    name: &str,
+    bus: Arc<PciBus>,
+) -> Result<Arc<Object>, Error> {
+    let role = PciBusRole { bus: bus.clone() };
+    let object = machine.add_bus(owner, PCI_BUS, name, Arc::new(role))?;
+    object.share_part(bus);
+    Ok(object)
+}
+
+/// A [`PciBus`] as the tree's bus.
+struct PciBusRole {
+    bus: Arc<PciBus>,
+}
+
+impl PciBusRole {
+    /// Who has or is about to have this place, as QEMU names it.
+    fn holder(&self, device: &Arc<Object>, devfn: DevFn) -> Option<String> {
+        let siblings = DeviceState::bus_of(device)
+            .and_then(|bus| BusState::of(&bus).ok())
+            .map_or_else(Vec::new, |bus| bus.devices());
+        let sibling = siblings.iter().find(|sibling| {
+            !Arc::ptr_eq(sibling, device)
+                && (sibling.part::<Reservation>()).is_some_and(|reserved| reserved.0 == devfn)
+        });
+        if let Some(sibling) = sibling {
+            let id = DeviceState::of(sibling).ok().and_then(|state| state.id());
+            let id = id.map_or_else(String::new, |id| format!(",id={id}"));
+            return Some(format!("{}{id}", sibling.type_name()));
+        }
+        (self.bus.function(devfn))
+            .map(|function| format!("a function of the machine ({function:?})"))
+    }
+}
+
+impl HotplugHandler for PciBusRole {
+    fn pre_plug(&self, device: &Arc<Object>, _: &Arc<Machine>) -> Result<(), Error> {
+        let devfn = match device.get::<Option<i32>>("addr")?.map(u8::try_from) {
+            Some(Ok(byte)) => {
+                let devfn = DevFn::from_byte(byte);
+                if let Some(holder) = self.holder(device, devfn) {
+                    return Err(Error::other(AddressInUse {
+                        devfn,
+                        driver: device.type_name().to_string(),
+                        holder,
+                    }));
+                }
+                devfn
+            }
+            _ => self.bus.next_free_slot().map_err(Error::other)?,
+        };
+        device.set_part(Reservation(devfn));
+        Ok(())
+    }
+
+    fn withdraw(&self, device: &Arc<Object>, _: &Arc<Machine>) {
+        device.take_part::<Reservation>();
+    }
+
+    fn plug(&self, device: &Arc<Object>, _: &Arc<Machine>) -> Result<(), Error> {
+        let this = PciDevice::of(device)?;
+        let function = this
+            .function()
+            .ok_or_else(|| Error::other(NotRealized(device.type_name().to_string())))?;
+        self.bus.attach(this.devfn, function).map_err(Error::other)
+    }
+
+    fn unplug(&self, device: &Arc<Object>, _: &Arc<Machine>) {
+        if let Ok(this) = PciDevice::of(device) {
+            // It was attached by `plug`; an empty place is what is wanted.
+            let _ = self.bus.detach(this.devfn);
+        }
+    }
+}
+
+impl Bus for PciBusRole {
+    fn reset(&self, _: &Arc<Object>) {
+        self.bus.reset();
+    }
+}
