@@ -140,7 +140,8 @@ impl<P: Platform, const N: usize> NetDriver<P, N> {
                 transport.enable_msix(messages)?;
                 transport.set_config_vector(vector_for(messages, 0))?;
             }
-            Interrupts::Polled | Interrupts::Line => transport.use_interrupt_line(),
+            Interrupts::Line => transport.use_interrupt_line(),
+            Interrupts::Polled => transport.disable_interrupts(),
         }
 
         let receive = queue(transport, memory, config, features, 0, config.queue_size)?;

@@ -56,7 +56,8 @@ impl BootInfo {
         let mut bytes = [0; Self::LEN];
         let mut rest = bytes.as_mut_slice();
         let mut put = |field: &[u8]| {
-            if let Some((place, after)) = core::mem::take(&mut rest).split_at_mut_checked(field.len())
+            if let Some((place, after)) =
+                core::mem::take(&mut rest).split_at_mut_checked(field.len())
             {
                 place.copy_from_slice(field);
                 rest = after;
@@ -111,7 +112,10 @@ mod tests {
         guest: Ipv4Addr::new(10, 0, 2, 15),
         host: Ipv4Addr::new(10, 0, 2, 2),
         prefix_len: 24,
-        dma: DmaRegion { address: 0x1_0040_0000, len: 0x10_0000 },
+        dma: DmaRegion {
+            address: 0x1_0040_0000,
+            len: 0x10_0000,
+        },
     };
 
     #[test]

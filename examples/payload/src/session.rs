@@ -11,9 +11,7 @@ use smoltcp::wire::{
     IpAddress, IpCidr, IpProtocol, Ipv4Packet,
 };
 use virtio_guest::phy::Device;
-use virtio_guest::{
-    DmaMemory, Error, Interrupts, NetConfig, NetDriver, VirtioPciTransport, pci,
-};
+use virtio_guest::{DmaMemory, Error, Interrupts, NetConfig, NetDriver, VirtioPciTransport, pci};
 
 use crate::{BootInfo, ExitStatus, Machine};
 
@@ -55,22 +53,40 @@ pub fn run<M: Machine>(machine: &M, info: &BootInfo) -> Result<Summary, Option<E
         .ok_or(None)?;
     let transport = VirtioPciTransport::probe(machine, address)?;
     let vectors = transport.msix().map_or(0, |msix| msix.vectors());
-    machine.print(format_args!("virtio-net at {address}, {vectors} MSI-X vectors"));
+    machine.print(format_args!(
+        "virtio-net at {address}, {vectors} MSI-X vectors"
+    ));
 
     // With fewer vectors than messages the last vector is for all the rest.
     let messages = machine.messages();
     let messages = messages.get(..vectors.into()).unwrap_or(messages);
-    let interrupts =
-        if messages.is_empty() { Interrupts::Polled } else { Interrupts::Messages(messages) };
-    let config = NetConfig { queue_size: QUEUE_SIZE, interrupts, ..NetConfig::default() };
+    let interrupts = if messages.is_empty() {
+        Interrupts::Polled
+    } else {
+        Interrupts::Messages(messages)
+    };
+    let config = NetConfig {
+        queue_size: QUEUE_SIZE,
+        interrupts,
+        ..NetConfig::default()
+    };
     let driver =
         NetDriver::<_, { QUEUE_SIZE as usize }>::new(transport, DmaMemory::new(info.dma), &config)?;
     let mac = EthernetAddress(driver.mac());
     machine.print(format_args!("MAC {mac}"));
-    machine.print(format_args!("features {:#x}", driver.features().bits().to_ne()));
-    machine.print(format_args!("link {}", if driver.is_link_up() { "up" } else { "down" }));
+    machine.print(format_args!(
+        "features {:#x}",
+        driver.features().bits().to_ne()
+    ));
+    machine.print(format_args!(
+        "link {}",
+        if driver.is_link_up() { "up" } else { "down" }
+    ));
 
-    let mut wire = Wire { device: Device::new(driver), requests: 0 };
+    let mut wire = Wire {
+        device: Device::new(driver),
+        requests: 0,
+    };
     let summary = converse(machine, info, mac, &mut wire);
     let broken = wire.device.driver().needs_reset();
     let _transport = wire.device.into_driver().shut_down()?;
@@ -78,7 +94,10 @@ pub fn run<M: Machine>(machine: &M, info: &BootInfo) -> Result<Summary, Option<E
     if broken {
         machine.print(format_args!("the device gave up"));
     }
-    machine.print(format_args!("{} of {} pings answered", summary.answered, summary.sent));
+    machine.print(format_args!(
+        "{} of {} pings answered",
+        summary.answered, summary.sent
+    ));
     machine.print(format_args!(
         "{} pings of others answered, {} interrupts",
         summary.requests,
@@ -106,8 +125,10 @@ fn converse<M: Machine>(
     // Room for one packet each way and some more.
     let mut storage = [SocketStorage::EMPTY];
     let (mut received, mut sent) = ([0; 512], [0; 512]);
-    let (mut received_at, mut sent_at) =
-        ([icmp::PacketMetadata::EMPTY; 4], [icmp::PacketMetadata::EMPTY; 4]);
+    let (mut received_at, mut sent_at) = (
+        [icmp::PacketMetadata::EMPTY; 4],
+        [icmp::PacketMetadata::EMPTY; 4],
+    );
     let mut socket = icmp::Socket::new(
         icmp::PacketBuffer::new(received_at.as_mut_slice(), received.as_mut_slice()),
         icmp::PacketBuffer::new(sent_at.as_mut_slice(), sent.as_mut_slice()),
@@ -117,8 +138,12 @@ fn converse<M: Machine>(
     let mut sockets = SocketSet::new(storage.as_mut_slice());
     let handle = sockets.add(socket);
 
-    let mut summary =
-        Summary { sent: 0, answered: 0, requests: 0, requests_wanted: info.requests };
+    let mut summary = Summary {
+        sent: 0,
+        answered: 0,
+        requests: 0,
+        requests_wanted: info.requests,
+    };
     let mut waiting_since = None;
     let mut idle_since = machine.now();
     loop {
@@ -127,7 +152,10 @@ fn converse<M: Machine>(
         if let Some(since) = waiting_since {
             if received_reply(&mut sockets, handle, info.host, summary.sent) {
                 summary.answered += 1;
-                machine.print(format_args!("ping {}: reply from {}", summary.sent, info.host));
+                machine.print(format_args!(
+                    "ping {}: reply from {}",
+                    summary.sent, info.host
+                ));
                 waiting_since = None;
             } else if machine.now().saturating_sub(since) > REPLY_TIMEOUT {
                 machine.print(format_args!("ping {}: no reply", summary.sent));
@@ -146,9 +174,7 @@ fn converse<M: Machine>(
             idle_since = machine.now();
         }
         let patience_is_over = machine.now().saturating_sub(idle_since) > REQUEST_TIMEOUT;
-        if waiting_since.is_none()
-            && (summary.requests >= info.requests || patience_is_over)
-        {
+        if waiting_since.is_none() && (summary.requests >= info.requests || patience_is_over) {
             return summary;
         }
 
@@ -161,8 +187,11 @@ fn converse<M: Machine>(
 
 /// Queues the echo request with number `number`.
 fn send_request(sockets: &mut SocketSet<'_>, handle: SocketHandle, host: Ipv4Addr, number: u16) {
-    let request =
-        Icmpv4Repr::EchoRequest { ident: IDENTIFIER, seq_no: number, data: PING_DATA };
+    let request = Icmpv4Repr::EchoRequest {
+        ident: IDENTIFIER,
+        seq_no: number,
+        data: PING_DATA,
+    };
     let socket = sockets.get_mut::<icmp::Socket<'_>>(handle);
     // There is room: the one before has left or was given up. If not, this one is lost too.
     if let Ok(buffer) = socket.send(request.buffer_len(), IpAddress::from(host)) {
@@ -183,7 +212,11 @@ fn received_reply(
         let checksums = ChecksumCapabilities::default();
         let reply = Icmpv4Packet::new_checked(bytes)
             .and_then(|packet| Icmpv4Repr::parse(&packet, &checksums));
-        if let Ok(Icmpv4Repr::EchoReply { ident: IDENTIFIER, seq_no, data }) = reply
+        if let Ok(Icmpv4Repr::EchoReply {
+            ident: IDENTIFIER,
+            seq_no,
+            data,
+        }) = reply
             && from == IpAddress::from(host)
             && seq_no == number
             && data == PING_DATA
@@ -213,12 +246,21 @@ impl<P: virtio_guest::Platform> phy::Device for Wire<P> {
 
     fn receive(&mut self, now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
         let (received, token) = self.device.receive(now)?;
-        Some((received, Watched { token, requests: &mut self.requests }))
+        Some((
+            received,
+            Watched {
+                token,
+                requests: &mut self.requests,
+            },
+        ))
     }
 
     fn transmit(&mut self, now: Instant) -> Option<Self::TxToken<'_>> {
         let token = self.device.transmit(now)?;
-        Some(Watched { token, requests: &mut self.requests })
+        Some(Watched {
+            token,
+            requests: &mut self.requests,
+        })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -280,7 +322,7 @@ mod tests {
         frame[14..18].copy_from_slice(&[0x45, 0, 0, 28]);
         frame[23] = 1;
         assert!(is_echo_reply(&frame));
-        for (at, value) in [(12, 9), (14, 0x65), (23, 17), (34, 8)] {
+        for (at, value) in [(12, 9), (17, 60), (23, 17), (34, 8)] {
             let mut other = frame;
             other[at] = value;
             assert!(!is_echo_reply(&other), "byte {at} is {value}");

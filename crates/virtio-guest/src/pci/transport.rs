@@ -296,6 +296,14 @@ impl<P: Platform> VirtioPciTransport<P> {
         change_command(&self.platform, self.function, 0, COMMAND_INTX_DISABLE);
     }
 
+    /// Keeps the device from interrupting in any way.
+    pub fn disable_interrupts(&mut self) {
+        if let Some(msix) = self.msix {
+            msix.set_enabled(&self.platform, false, false);
+        }
+        change_command(&self.platform, self.function, COMMAND_INTX_DISABLE, 0);
+    }
+
     /// Has queue `index` signal by MSI-X vector `vector`, or by none ([`NO_VECTOR`]).
     ///
     /// # Errors
