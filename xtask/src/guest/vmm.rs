@@ -55,21 +55,13 @@ pub(crate) fn workspace() -> Result<(PathBuf, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .context("xtask has no parent")?;
-    let output = run(Command::new(cargo())
-        .args([
-            "metadata",
-            "--no-deps",
-            "--format-version",
-            "1",
-            "--offline",
-        ])
-        .current_dir(root))?;
-    let metadata = String::from_utf8_lossy(&output.stdout);
-    let target = metadata
-        .split_once("\"target_directory\":\"")
-        .and_then(|(_, rest)| rest.split_once('"'))
-        .context("cargo metadata names no target directory")?;
-    Ok((root.to_owned(), PathBuf::from(target.0)))
+    // cargo marks its target directory, wherever that was asked to be, and built this program in it.
+    let program = std::env::current_exe().context("finding this program")?;
+    let marked = program
+        .ancestors()
+        .find(|directory| directory.join("CACHEDIR.TAG").is_file());
+    let target = marked.map_or_else(|| root.join("target"), Path::to_owned);
+    Ok((root.to_owned(), target))
 }
 
 /// The VMM's arguments but for kernel and initramfs.
