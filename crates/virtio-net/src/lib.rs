@@ -1,1 +1,52 @@
-//! The virtio-net device model
+//! The virtio-net device model: a network card for any transport and any net client (virtio 1.4, 5.1).
+//!
+//! [`VirtioNet::new`] makes one from a [`VirtioNetConfig`], the ports of its backend (a tap) and an
+//! event loop for each pair of queues; plugged into a transport's bus it runs from DRIVER_OK to reset.
+//! It knows no transport, no threads but those of its contexts, and no machine.
+//!
+//! A frame that the driver sends is checked (its header is copied first, so the driver cannot change it
+//! afterwards), handed to the peer where it lies in guest memory, and its chain put on the used ring
+//! once the peer is done with it. A frame for the driver is read by the backend straight into buffers
+//! that the driver has made available, one or, with `VIRTIO_NET_F_MRG_RXBUF`, several of them. Either
+//! way the used ring is published once a batch, and the driver is notified at most once a batch.
+//!
+//! Whatever the driver writes has a defined end. A bad frame is dropped, counted, and its chain given
+//! back; a bad control command is answered with `VIRTIO_NET_ERR`; a queue whose rings make no sense is
+//! stopped and the transport asked for a reset.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `config` | [`VirtioNetConfig`], and the configuration space |
+//! | `features` | what is offered, of what is configured and the backend can |
+//! | `device` | [`VirtioNet`]: life cycle and the queues' coming and going |
+//! | `pair` | one receive and one transmit queue with their port: the net client |
+//! | `tx`, `rx` | the two directions |
+//! | `ctrl` | the control queue |
+//! | `header` | the header in front of each frame |
+//! | `lend` | guest memory and buffers of our own, as lent to the peer |
+//! | `kick` | watching a queue's kick |
+//! | `statistics` | what each queue counts |
+//!
+//! Locks, in the order in which they may be taken: the transport's, the device's (`device`), then one of
+//! a queue's (`rx`, `tx`, `ctrl`); a transmit queue's may be held while a receive queue's is taken (a
+//! frame that is looped back), never the other way. The data path takes the locks of its queue only.
+//!
+//! Not here yet: packed rings, several queue pairs, filters by MAC and VLAN, announcements, RSS,
+//! UDP offloads, and drivers from before virtio 1.0 on big-endian hosts.
+
+mod config;
+mod ctrl;
+mod device;
+mod features;
+mod header;
+mod kick;
+mod lend;
+mod pair;
+mod rx;
+mod statistics;
+mod tx;
+
+pub use config::VirtioNetConfig;
+pub use device::{VirtioNet, VirtioNetError};
+pub use header::HeaderFault;
+pub use statistics::{CtrlStatistics, RxStatistics, TxStatistics};

@@ -1,0 +1,251 @@
+//! The control queue (virtio 1.4, 5.1.6.5).
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, Weak};
+
+use iothread::{AioContext, FdHandler, Readiness};
+use virtio::net::{Ctrl as Class, F as NetF, ctrl};
+use virtio_bus::ActiveQueue;
+use virtqueue::{Chain, QueueError, QueueMemory, VirtQueue};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::features::{guest_offload_features, guest_offloads};
+use crate::kick::{Watch, again, clear};
+use crate::pair::{Pair, Shared, lock};
+use crate::statistics::CtrlStatistics;
+
+/// Commands done in one turn.
+const BURST: usize = 64;
+/// Class and command.
+const HEADER: usize = 2;
+/// The longest data of a command that is known.
+const MAX_DATA: usize = 8;
+
+/// `VIRTIO_NET_OK` (virtio 1.4, 5.1.6.5)
+const OK: u8 = 0;
+/// `VIRTIO_NET_ERR`
+const ERR: u8 = 1;
+
+/// The control queue. Works on the first pair's context.
+///
+/// Its lock is held while backends are set up, which take no lock of the device.
+pub(crate) struct Ctrl<M: QueueMemory> {
+    me: Weak<Self>,
+    shared: Arc<Shared>,
+    pairs: Vec<Arc<Pair<M>>>,
+    context: Arc<dyn AioContext>,
+    queue: Mutex<Queue<M>>,
+}
+
+struct Queue<M: QueueMemory> {
+    active: Option<ActiveCtrl<M>>,
+    statistics: CtrlStatistics,
+}
+
+struct ActiveCtrl<M: QueueMemory> {
+    loan: ActiveQueue,
+    queue: VirtQueue<M>,
+    features: NetF,
+    chain: Chain<M>,
+    running: bool,
+    watch: Option<Watch>,
+}
+
+impl<M: QueueMemory> Ctrl<M> {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        pairs: Vec<Arc<Pair<M>>>,
+        context: Arc<dyn AioContext>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            shared,
+            pairs,
+            context,
+            queue: Mutex::new(Queue {
+                active: None,
+                statistics: CtrlStatistics::default(),
+            }),
+        })
+    }
+
+    /// Runs the queue. On failure it comes back.
+    pub(crate) fn start(
+        &self,
+        loan: ActiveQueue,
+        queue: VirtQueue<M>,
+        features: NetF,
+        running: bool,
+    ) -> Result<(), (ActiveQueue, io::Error)> {
+        let handler = Arc::new(CtrlKick {
+            ctrl: self.me.clone(),
+            kick: loan.kick.clone(),
+        });
+        let mut this = lock(&self.queue);
+        let watch = match Watch::new(&self.context, &loan.kick, handler) {
+            Ok(watch) => watch,
+            Err(error) => return Err((loan, error)),
+        };
+        this.active = Some(ActiveCtrl {
+            loan,
+            queue,
+            features,
+            chain: Chain::new(),
+            running,
+            watch: Some(watch),
+        });
+        Ok(())
+    }
+
+    /// Stops the queue and takes it out. A command is done or not begun, never half way.
+    pub(crate) fn stop(&self) -> Option<ActiveQueue> {
+        let mut active = lock(&self.queue).active.take()?;
+        active.loan.state = active.queue.state();
+        Some(active.loan)
+    }
+
+    /// Stops doing commands, or goes on.
+    pub(crate) fn set_running(&self, running: bool) {
+        if let Some(active) = &mut lock(&self.queue).active {
+            active.running = running;
+            if running {
+                again(&active.loan.kick);
+            }
+        }
+    }
+
+    pub(crate) fn statistics(&self) -> CtrlStatistics {
+        lock(&self.queue).statistics
+    }
+
+    fn turn(&self) {
+        let mut this = lock(&self.queue);
+        let Queue { active, statistics } = &mut *this;
+        let Some(active) = active.as_mut().filter(|active| active.running) else {
+            return;
+        };
+        let result = active.turn(&self.pairs, statistics);
+        active.finish();
+        let broken = match result {
+            Ok(()) | Err(QueueError::Broken) => None,
+            Err(error) => {
+                if let Some(watch) = &active.watch {
+                    watch.rest();
+                }
+                Some(error)
+            }
+        };
+        drop(this);
+        if let Some(error) = broken {
+            self.shared.needs_reset("control queue", &error);
+        }
+    }
+}
+
+impl<M: QueueMemory> ActiveCtrl<M> {
+    fn turn(
+        &mut self,
+        pairs: &[Arc<Pair<M>>],
+        statistics: &mut CtrlStatistics,
+    ) -> Result<(), QueueError> {
+        self.queue.disable_notifications();
+        for _ in 0..BURST {
+            if !self.queue.pop(&mut self.chain)? {
+                self.finish();
+                if !self.queue.enable_notifications()? {
+                    return Ok(());
+                }
+                self.queue.disable_notifications();
+                continue;
+            }
+            let answer = self.command(pairs);
+            let written = self.chain.write(0, &[answer]);
+            match (written, answer) {
+                (0, _) => statistics.unanswered += 1,
+                (_, OK) => statistics.acknowledged += 1,
+                _ => statistics.refused += 1,
+            }
+            let pushed = self
+                .queue
+                .push_used(self.chain.head(), u32::from(written > 0));
+            debug_assert!(pushed.is_ok(), "{pushed:?}");
+        }
+        again(&self.loan.kick);
+        Ok(())
+    }
+
+    /// Does the command in `chain` and says how it went. The command is copied first, from however many
+    /// descriptors it lies in. One that has no room for the answer is not done.
+    #[doc(alias = "virtio_net_handle_ctrl_iov")]
+    fn command(&self, pairs: &[Arc<Pair<M>>]) -> u8 {
+        let mut bytes = [0; HEADER + MAX_DATA];
+        let len = self.chain.read(0, &mut bytes);
+        let whole = len == self.chain.readable_len();
+        let (Some([class, command, data @ ..]), true, true) =
+            (bytes.get(..len), whole, self.chain.writable_len() > 0)
+        else {
+            return ERR;
+        };
+        let done = match Class::try_from(*class) {
+            Ok(Class::GuestOffloads) => self.guest_offloads(*command, data, pairs),
+            _ => false,
+        };
+        if done { OK } else { ERR }
+    }
+
+    /// `VIRTIO_NET_CTRL_GUEST_OFFLOADS` (virtio 1.4, 5.1.6.5.6)
+    #[doc(alias = "virtio_net_handle_offloads")]
+    fn guest_offloads(&self, command: u8, data: &[u8], pairs: &[Arc<Pair<M>>]) -> bool {
+        let Ok(bytes) = <[u8; 8]>::try_from(data) else {
+            return false;
+        };
+        if command != u8::from(ctrl::GuestOffloads::Set)
+            || !self.features.contains(NetF::CTRL_GUEST_OFFLOADS)
+        {
+            return false;
+        }
+        let wanted =
+            NetF::from_bits_retain(virtio::le128::from(u128::from(u64::from_le_bytes(bytes))));
+        if !(self.features & guest_offload_features()).contains(wanted) {
+            return false;
+        }
+        let offloads = guest_offloads(wanted);
+        pairs.iter().all(|pair| {
+            pair.set_offloads(offloads)
+                .inspect_err(|error| tracing::debug!(%error, ?offloads, "backend refuses offloads"))
+                .is_ok()
+        })
+    }
+
+    fn finish(&mut self) {
+        if self.queue.publish() > 0 && self.queue.needs_notification() {
+            self.loan.call.notify();
+        }
+    }
+}
+
+impl<M: QueueMemory> fmt::Debug for Ctrl<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ctrl").finish_non_exhaustive()
+    }
+}
+
+/// Answers the kick of the control queue.
+struct CtrlKick<M: QueueMemory> {
+    ctrl: Weak<Ctrl<M>>,
+    kick: Arc<EventFd>,
+}
+
+impl<M: QueueMemory> FdHandler for CtrlKick<M> {
+    #[doc(alias = "virtio_net_handle_ctrl")]
+    fn ready(&self, readiness: Readiness) {
+        if !readiness.readable {
+            return;
+        }
+        clear(&self.kick);
+        if let Some(ctrl) = self.ctrl.upgrade() {
+            ctrl.turn();
+        }
+    }
+}

@@ -1,0 +1,510 @@
+//! The device: life cycle, and its queues' coming and going.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, Weak};
+
+use iothread::AioContext;
+use net_client::{ConnectError, Offloads, Port};
+use virtio::net::F as NetF;
+use virtio::{F, FeatureBits, Id};
+use virtio_bus::{
+    ActivateError, Activation, ActiveQueue, FeaturesRefused, NotActivated, Transport, VirtioDevice,
+};
+use virtqueue::{QueueIndex, QueueMemory, VirtQueue};
+
+use crate::VirtioNetConfig;
+use crate::config::ConfigSpace;
+use crate::ctrl::Ctrl;
+use crate::features::{guest_offloads, offered};
+use crate::pair::{Pair, Shared, lock};
+use crate::statistics::{CtrlStatistics, RxStatistics, TxStatistics};
+
+/// Entries of the control queue, as QEMU has it.
+const CTRL_QUEUE_SIZE: u16 = 64;
+/// Queue sizes that QEMU takes.
+const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 256..=1024;
+/// The smallest MTU that may be offered (virtio 1.4, 5.1.4.1).
+const MIN_MTU: u16 = 68;
+
+/// Why a NIC was not made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VirtioNetError {
+    /// `rx_queue_size` is out of range.
+    #[error("Invalid rx_queue_size (= {0}), must be a power of 2 between 256 and 1024.")]
+    RxQueueSize(u16),
+    /// `tx_queue_size` is out of range.
+    #[error("Invalid tx_queue_size (= {0}), must be a power of 2 between 256 and 1024")]
+    TxQueueSize(u16),
+    /// `host_mtu` is too small.
+    #[error("Invalid host_mtu (= {0}), must be 0 or between 68 and 65535")]
+    HostMtu(u16),
+    /// The backend has more queues than are supported.
+    #[error("{0} queue pairs are not supported, only 1")]
+    QueuePairs(usize),
+    /// There are fewer contexts than queue pairs.
+    #[error("{contexts} contexts for {pairs} queue pairs")]
+    Contexts {
+        /// Contexts given.
+        contexts: usize,
+        /// Queue pairs.
+        pairs: usize,
+    },
+    /// The backend could not become the NIC's peer.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+}
+
+/// A virtio network card.
+///
+/// Owns its queue pairs and their ports; the transport, the peers and the contexts know it, or parts of it,
+/// by `Weak` only. Dropping it stops it, wherever it stood.
+#[doc(alias = "VirtIONet")]
+pub struct VirtioNet<M: QueueMemory> {
+    offered: F,
+    config_space: ConfigSpace,
+    queue_sizes: Vec<u16>,
+    shared: Arc<Shared>,
+    pairs: Vec<Arc<Pair<M>>>,
+    ctrl: Arc<Ctrl<M>>,
+    /// Taken before any queue's lock, and not by the data path. Held while a queue is stopped.
+    state: Mutex<State<M>>,
+}
+
+/// Where the device is in its life.
+#[derive(Default)]
+struct State<M> {
+    features: F,
+    /// Guest memory, from DRIVER_OK to reset.
+    memory: Option<M>,
+    paused: bool,
+}
+
+/// What one of the device's queues is for (virtio 1.4, 5.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Rx(usize),
+    Tx(usize),
+    Ctrl,
+}
+
+impl<M: QueueMemory> VirtioNet<M> {
+    /// Makes a NIC that is the peer of `ports`, the backend's, one for each queue pair; with no port it
+    /// has one pair, whose frames go nowhere. Pair `i` and its peer work on `contexts[i]`, the control
+    /// queue on the first.
+    ///
+    /// # Errors
+    /// When a value of `config` is out of range, or a port cannot become a peer; nothing is connected then.
+    #[doc(alias = "virtio_net_device_realize")]
+    pub fn new(
+        config: VirtioNetConfig,
+        ports: Vec<Arc<Port>>,
+        contexts: Vec<Arc<dyn AioContext>>,
+    ) -> Result<Arc<Self>, VirtioNetError> {
+        check(&config)?;
+        let count = ports.len().max(1);
+        if count > 1 {
+            return Err(VirtioNetError::QueuePairs(count));
+        }
+        if contexts.len() < count {
+            return Err(VirtioNetError::Contexts {
+                contexts: contexts.len(),
+                pairs: count,
+            });
+        }
+        let shared = Arc::new(Shared::default());
+        let pairs: Vec<_> = (0..count)
+            .zip(&contexts)
+            .map(|(i, context)| {
+                let name = format!("virtio-net.{i}");
+                Pair::new(name, shared.clone(), config.x_txburst, context.clone())
+            })
+            .collect();
+        // On failure the pairs are dropped, and with them what is connected so far.
+        for ((pair, port), context) in pairs.iter().zip(&ports).zip(&contexts) {
+            Port::connect(pair.port(), port, context)?;
+        }
+        let link_up = pairs.iter().zip(&ports).all(|(_, port)| port.link_is_up());
+        shared.set_link(link_up);
+        let Some(context) = contexts.into_iter().next() else {
+            return Err(VirtioNetError::Contexts {
+                contexts: 0,
+                pairs: count,
+            });
+        };
+        // What the least able of the backend's queues can do.
+        let backend = pairs
+            .iter()
+            .map(|pair| pair.backend_offloads())
+            .reduce(|a, b| Some(both(a?, b?)))
+            .flatten();
+        let offered = offered(&config, backend);
+        let net = NetF::from(offered);
+        let mut queue_sizes: Vec<u16> = pairs
+            .iter()
+            .flat_map(|_| [config.rx_queue_size, config.tx_queue_size])
+            .collect();
+        if net.contains(NetF::CTRL_VQ) {
+            queue_sizes.push(CTRL_QUEUE_SIZE);
+        }
+        // At most 2^15 pairs by what came before.
+        let count = u16::try_from(count).unwrap_or(u16::MAX);
+        Ok(Arc::new(Self {
+            offered,
+            config_space: ConfigSpace::new(&config, net, count),
+            queue_sizes,
+            ctrl: Ctrl::new(shared.clone(), pairs.clone(), context),
+            shared,
+            pairs,
+            state: Mutex::new(State {
+                features: F::empty(),
+                memory: None,
+                paused: false,
+            }),
+        }))
+    }
+
+    /// The NIC's end of each link, one for each queue pair.
+    pub fn ports(&self) -> Vec<Arc<Port>> {
+        self.pairs.iter().map(|pair| pair.port().clone()).collect()
+    }
+
+    /// What the receive queue of a pair has done; waits for a turn of it to end.
+    pub fn rx_statistics(&self, pair: usize) -> Option<RxStatistics> {
+        self.pairs.get(pair).map(|pair| pair.rx_statistics())
+    }
+
+    /// What the transmit queue of a pair has done; waits for a turn of it to end.
+    pub fn tx_statistics(&self, pair: usize) -> Option<TxStatistics> {
+        self.pairs.get(pair).map(|pair| pair.tx_statistics())
+    }
+
+    /// What the control queue has done.
+    pub fn ctrl_statistics(&self) -> CtrlStatistics {
+        self.ctrl.statistics()
+    }
+
+    /// Runs one queue. On failure it comes back.
+    fn start(
+        &self,
+        state: &State<M>,
+        loan: ActiveQueue,
+        queue: VirtQueue<M>,
+    ) -> Result<(), (ActiveQueue, io::Error)> {
+        let features = NetF::from(state.features);
+        let running = !state.paused;
+        match role(loan.index, features, self.pairs.len()) {
+            Some(Role::Rx(i)) if let Some(pair) = self.pairs.get(i) => {
+                pair.start_rx(loan, queue, features, running)
+            }
+            Some(Role::Tx(i)) if let Some(pair) = self.pairs.get(i) => {
+                pair.start_tx(loan, queue, features, running)
+            }
+            Some(Role::Ctrl) => self.ctrl.start(loan, queue, features, running),
+            _ => Err((loan, io::ErrorKind::NotFound.into())),
+        }
+    }
+
+    fn make_queue(
+        &self,
+        state: &State<M>,
+        loan: &ActiveQueue,
+        memory: &M,
+    ) -> Result<VirtQueue<M>, ActivateError> {
+        VirtQueue::new(&loan.config, loan.state, state.features, memory.clone()).map_err(|source| {
+            ActivateError::Queue {
+                index: loan.index,
+                source: Box::new(source),
+            }
+        })
+    }
+
+    /// Stops all queues and takes them out, by rising index.
+    fn stop_all(&self) -> Vec<ActiveQueue> {
+        let mut queues = Vec::new();
+        for pair in &self.pairs {
+            // Both at once: the peer is asked once for what it has of either.
+            pair.quiesce(true, true);
+            queues.extend(pair.stop_rx());
+            queues.extend(pair.stop_tx());
+        }
+        queues.extend(self.ctrl.stop());
+        queues.sort_by_key(|queue| queue.index);
+        queues
+    }
+
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        self.pairs
+            .iter()
+            .try_for_each(|pair| pair.set_offloads(offloads))
+    }
+}
+
+impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
+    fn device_type(&self) -> Id {
+        Id::Net
+    }
+
+    fn queue_max_sizes(&self) -> Vec<u16> {
+        self.queue_sizes.clone()
+    }
+
+    fn offered_features(&self) -> F {
+        self.offered
+    }
+
+    fn plugged(&self, transport: Weak<dyn Transport>) {
+        self.shared.set_transport(Some(transport));
+    }
+
+    fn unplugged(&self) {
+        self.shared.set_transport(None);
+    }
+
+    fn config_len(&self) -> usize {
+        self.config_space.len()
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        self.config_space
+            .read(self.shared.link_is_up(), offset, data);
+    }
+
+    fn negotiate(&self, features: F) -> Result<(), FeaturesRefused> {
+        let refuse = |reason| FeaturesRefused {
+            features: features.bits().to_ne(),
+            reason,
+        };
+        let net = NetF::from(features);
+        if !net.requirements_satisfied() {
+            return Err(refuse("a feature is chosen without one that it needs"));
+        }
+        if net.contains(NetF::RING_PACKED) {
+            return Err(refuse("packed rings are not supported"));
+        }
+        let mut state = lock(&self.state);
+        for pair in &self.pairs {
+            pair.set_up_backend(net)
+                .map_err(|_| refuse("the backend cannot carry the header"))?;
+        }
+        self.set_offloads(guest_offloads(net))
+            .map_err(|_| refuse("the backend refuses the offloads"))?;
+        state.features = features;
+        Ok(())
+    }
+
+    fn activate(&self, activation: Activation<M>) -> Result<(), NotActivated> {
+        let Activation {
+            features,
+            memory,
+            queues,
+        } = activation;
+        let mut state = lock(&self.state);
+        state.features = features;
+        let mut made = Vec::with_capacity(queues.len());
+        for loan in &queues {
+            match self.make_queue(&state, loan, &memory) {
+                Ok(queue) => made.push(queue),
+                Err(error) => return Err(NotActivated { queues, error }),
+            }
+        }
+        let mut waiting = queues.into_iter().zip(made);
+        while let Some((loan, queue)) = waiting.next() {
+            if let Err((loan, source)) = self.start(&state, loan, queue) {
+                let mut queues = self.stop_all();
+                queues.push(loan);
+                queues.extend(waiting.map(|(loan, _)| loan));
+                queues.sort_by_key(|queue| queue.index);
+                let error = ActivateError::Host {
+                    what: "watch the kick of a queue",
+                    source,
+                };
+                return Err(NotActivated { queues, error });
+            }
+        }
+        state.memory = Some(memory);
+        Ok(())
+    }
+
+    fn start_queue(&self, queue: ActiveQueue) -> Result<(), NotActivated> {
+        let state = lock(&self.state);
+        let Some(memory) = &state.memory else {
+            let error = ActivateError::Host {
+                what: "start a queue of a device that does not run",
+                source: io::ErrorKind::NotConnected.into(),
+            };
+            return Err(NotActivated {
+                queues: vec![queue],
+                error,
+            });
+        };
+        let made = match self.make_queue(&state, &queue, memory) {
+            Ok(made) => made,
+            Err(error) => {
+                return Err(NotActivated {
+                    queues: vec![queue],
+                    error,
+                });
+            }
+        };
+        self.start(&state, queue, made)
+            .map_err(|(queue, source)| NotActivated {
+                queues: vec![queue],
+                error: ActivateError::Host {
+                    what: "watch the kick of a queue",
+                    source,
+                },
+            })
+    }
+
+    fn stop_queue(&self, index: QueueIndex) -> Option<ActiveQueue> {
+        let state = lock(&self.state);
+        match role(index, NetF::from(state.features), self.pairs.len())? {
+            Role::Rx(i) => self.pairs.get(i)?.stop_rx(),
+            Role::Tx(i) => self.pairs.get(i)?.stop_tx(),
+            Role::Ctrl => self.ctrl.stop(),
+        }
+    }
+
+    #[doc(alias = "virtio_net_reset")]
+    fn reset(&self) -> Vec<ActiveQueue> {
+        let mut state = lock(&self.state);
+        let queues = self.stop_all();
+        let State {
+            features,
+            memory,
+            // Of the machine, not of the driver.
+            paused: _,
+        } = &mut *state;
+        *features = F::empty();
+        *memory = None;
+        // A driver that comes next has negotiated nothing yet. That the backend refuses to do less for
+        // it is of no consequence: it is told again at negotiation.
+        if let Err(error) = self.set_offloads(Offloads::default()) {
+            tracing::debug!(%error, "backend refuses to go without offloads");
+        }
+        queues
+    }
+
+    fn pause(&self) {
+        let mut state = lock(&self.state);
+        state.paused = true;
+        self.ctrl.set_running(false);
+        for pair in &self.pairs {
+            pair.quiesce(true, true);
+        }
+    }
+
+    fn resume(&self) {
+        let mut state = lock(&self.state);
+        state.paused = false;
+        for pair in &self.pairs {
+            pair.resume();
+        }
+        self.ctrl.set_running(true);
+    }
+}
+
+impl<M: QueueMemory> Drop for VirtioNet<M> {
+    fn drop(&mut self) {
+        // Buffers on loan to a peer come back before their queues go; then the links end.
+        drop(self.stop_all());
+        for pair in &self.pairs {
+            pair.port().disconnect();
+        }
+    }
+}
+
+impl<M: QueueMemory> fmt::Debug for VirtioNet<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtioNet")
+            .field("offered", &self.offered)
+            .field("pairs", &self.pairs)
+            .finish_non_exhaustive()
+    }
+}
+
+fn check(config: &VirtioNetConfig) -> Result<(), VirtioNetError> {
+    let good = |size: u16| QUEUE_SIZES.contains(&size) && size.is_power_of_two();
+    if !good(config.rx_queue_size) {
+        return Err(VirtioNetError::RxQueueSize(config.rx_queue_size));
+    }
+    if !good(config.tx_queue_size) {
+        return Err(VirtioNetError::TxQueueSize(config.tx_queue_size));
+    }
+    if (1..MIN_MTU).contains(&config.host_mtu) {
+        return Err(VirtioNetError::HostMtu(config.host_mtu));
+    }
+    Ok(())
+}
+
+/// What both can do.
+fn both(a: Offloads, b: Offloads) -> Offloads {
+    Offloads {
+        csum: a.csum && b.csum,
+        tso4: a.tso4 && b.tso4,
+        tso6: a.tso6 && b.tso6,
+        ecn: a.ecn && b.ecn,
+        ufo: a.ufo && b.ufo,
+        uso4: a.uso4 && b.uso4,
+        uso6: a.uso6 && b.uso6,
+    }
+}
+
+/// What queue `index` of a device with `pairs` queue pairs is for: receive and transmit queues by turns, then
+/// the control queue. Without `VIRTIO_NET_F_MQ` only the first pair is in use, so the control queue is
+/// the third (virtio 1.4, 5.1.2).
+fn role(index: QueueIndex, features: NetF, pairs: usize) -> Option<Role> {
+    let pairs = if features.contains(NetF::MQ) {
+        pairs
+    } else {
+        1
+    };
+    let index = usize::from(index.0);
+    if index < 2 * pairs {
+        let pair = index / 2;
+        Some(if index.is_multiple_of(2) {
+            Role::Rx(pair)
+        } else {
+            Role::Tx(pair)
+        })
+    } else if index == 2 * pairs && features.contains(NetF::CTRL_VQ) {
+        Some(Role::Ctrl)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_control_queue_comes_after_the_pairs_that_are_in_use() {
+        let mq = NetF::MQ | NetF::CTRL_VQ;
+        let table = [
+            (0, NetF::empty(), 1, Some(Role::Rx(0))),
+            (1, NetF::empty(), 1, Some(Role::Tx(0))),
+            (2, NetF::empty(), 1, None),
+            (2, NetF::CTRL_VQ, 1, Some(Role::Ctrl)),
+            (3, NetF::CTRL_VQ, 1, None),
+            (2, NetF::CTRL_VQ, 4, Some(Role::Ctrl)),
+            (3, NetF::CTRL_VQ, 4, None),
+            (8, NetF::CTRL_VQ, 4, None),
+            (2, mq, 4, Some(Role::Rx(1))),
+            (7, mq, 4, Some(Role::Tx(3))),
+            (8, mq, 4, Some(Role::Ctrl)),
+            (9, mq, 4, None),
+            (8, NetF::MQ, 4, None),
+            (u16::MAX, mq, 4, None),
+        ];
+        for (index, features, pairs, expected) in table {
+            assert_eq!(
+                role(QueueIndex(index), features, pairs),
+                expected,
+                "queue {index} of {pairs} pairs with {features:?}"
+            );
+        }
+    }
+}

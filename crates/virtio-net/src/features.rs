@@ -1,0 +1,236 @@
+//! What is offered, of what is configured and the backend can.
+
+use net_client::Offloads;
+use virtio::F;
+use virtio::net::F as NetF;
+
+use crate::VirtioNetConfig;
+
+/// Each offload with the feature that lets the driver send such frames, and the one that lets it
+/// receive them. The second's bit is also the offload's in `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET`
+/// (virtio 1.4, 5.1.6.5.6).
+struct Offload {
+    host: NetF,
+    guest: NetF,
+    get: fn(&Offloads) -> bool,
+    set: fn(&mut Offloads),
+}
+
+const OFFLOADS: [Offload; 4] = [
+    Offload {
+        host: NetF::CSUM,
+        guest: NetF::GUEST_CSUM,
+        get: |o| o.csum,
+        set: |o| o.csum = true,
+    },
+    Offload {
+        host: NetF::HOST_TSO4,
+        guest: NetF::GUEST_TSO4,
+        get: |o| o.tso4,
+        set: |o| o.tso4 = true,
+    },
+    Offload {
+        host: NetF::HOST_TSO6,
+        guest: NetF::GUEST_TSO6,
+        get: |o| o.tso6,
+        set: |o| o.tso6 = true,
+    },
+    Offload {
+        host: NetF::HOST_ECN,
+        guest: NetF::GUEST_ECN,
+        get: |o| o.ecn,
+        set: |o| o.ecn = true,
+    },
+];
+
+/// Features that need others (virtio 1.4, 5.1.3.1), as far as they are offered: a feature, and the set of
+/// which it needs one. In an order in which what is needed comes first.
+const REQUIREMENTS: [(NetF, NetF); 8] = [
+    (NetF::HOST_TSO4, NetF::CSUM),
+    (NetF::HOST_TSO6, NetF::CSUM),
+    (NetF::HOST_ECN, NetF::HOST_TSO4.union(NetF::HOST_TSO6)),
+    (NetF::GUEST_TSO4, NetF::GUEST_CSUM),
+    (NetF::GUEST_TSO6, NetF::GUEST_CSUM),
+    (NetF::GUEST_ECN, NetF::GUEST_TSO4.union(NetF::GUEST_TSO6)),
+    (NetF::CTRL_GUEST_OFFLOADS, NetF::CTRL_VQ),
+    (NetF::MQ, NetF::CTRL_VQ),
+];
+
+/// The features to offer with a backend that can do `backend`, or carries no header at all (`None`).
+#[doc(alias = "virtio_net_get_features")]
+pub(crate) fn offered(config: &VirtioNetConfig, backend: Option<Offloads>) -> F {
+    let table = [
+        (true, NetF::MAC | NetF::VERSION_1),
+        (config.status, NetF::STATUS),
+        (config.host_mtu != 0, NetF::MTU),
+        (config.csum, NetF::CSUM),
+        (config.guest_csum, NetF::GUEST_CSUM),
+        (config.host_tso4, NetF::HOST_TSO4),
+        (config.host_tso6, NetF::HOST_TSO6),
+        (config.host_ecn, NetF::HOST_ECN),
+        (config.guest_tso4, NetF::GUEST_TSO4),
+        (config.guest_tso6, NetF::GUEST_TSO6),
+        (config.guest_ecn, NetF::GUEST_ECN),
+        (config.mrg_rxbuf, NetF::MRG_RXBUF),
+        (config.ctrl_vq, NetF::CTRL_VQ),
+        (config.ctrl_guest_offloads, NetF::CTRL_GUEST_OFFLOADS),
+        (config.indirect_desc, NetF::INDIRECT_DESC),
+        (config.event_idx, NetF::EVENT_IDX),
+        (config.queue_reset, NetF::RING_RESET),
+    ];
+    let mut features = NetF::empty();
+    for (wanted, feature) in table {
+        if wanted {
+            features |= feature;
+        }
+    }
+    let can = backend.unwrap_or_default();
+    for offload in &OFFLOADS {
+        if !(offload.get)(&can) {
+            features -= offload.host | offload.guest;
+        }
+    }
+    for (feature, needs) in REQUIREMENTS {
+        if !features.intersects(needs) {
+            features -= feature;
+        }
+    }
+    if !features.intersects(guest_offload_features()) {
+        features -= NetF::CTRL_GUEST_OFFLOADS;
+    }
+    features.into()
+}
+
+/// What a driver that has negotiated `features` copes with in frames that it receives.
+pub(crate) fn guest_offloads(features: NetF) -> Offloads {
+    let mut offloads = Offloads::default();
+    for offload in &OFFLOADS {
+        if features.contains(offload.guest) {
+            (offload.set)(&mut offloads);
+        }
+    }
+    offloads
+}
+
+/// All features that say what a driver copes with in frames that it receives.
+pub(crate) fn guest_offload_features() -> NetF {
+    OFFLOADS
+        .iter()
+        .fold(NetF::empty(), |all, offload| all | offload.guest)
+}
+
+/// Bytes of the header in front of each frame (virtio 1.4, 5.1.6): `num_buffers` is there with either of
+/// two features.
+pub(crate) fn header_len(features: NetF) -> usize {
+    if features.intersects(NetF::VERSION_1 | NetF::MRG_RXBUF) {
+        12
+    } else {
+        10
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio::FeatureBits;
+
+    use super::*;
+
+    const ALL: Offloads = Offloads {
+        csum: true,
+        tso4: true,
+        tso6: true,
+        ecn: true,
+        ufo: true,
+        uso4: true,
+        uso6: true,
+    };
+
+    #[test]
+    fn a_backend_without_a_header_leaves_no_offload() {
+        let features = NetF::from(offered(&VirtioNetConfig::default(), None));
+        let expected = NetF::MAC
+            | NetF::VERSION_1
+            | NetF::STATUS
+            | NetF::MRG_RXBUF
+            | NetF::CTRL_VQ
+            | NetF::INDIRECT_DESC
+            | NetF::EVENT_IDX
+            | NetF::RING_RESET;
+        assert_eq!(features, expected);
+    }
+
+    #[test]
+    fn no_feature_is_offered_without_what_it_needs_whatever_is_switched_off() {
+        let switches: [fn(&mut VirtioNetConfig); 10] = [
+            |c| c.csum = false,
+            |c| c.guest_csum = false,
+            |c| c.host_tso4 = false,
+            |c| c.host_tso6 = false,
+            |c| c.host_ecn = false,
+            |c| c.guest_tso4 = false,
+            |c| c.guest_tso6 = false,
+            |c| c.guest_ecn = false,
+            |c| c.ctrl_vq = false,
+            |c| c.ctrl_guest_offloads = false,
+        ];
+        for set in 0..1_u32 << switches.len() {
+            let mut config = VirtioNetConfig::default();
+            for (i, switch) in switches.iter().enumerate() {
+                if set & 1 << i != 0 {
+                    switch(&mut config);
+                }
+            }
+            let features = NetF::from(offered(&config, Some(ALL)));
+            assert!(features.requirements_satisfied(), "{config:?}");
+        }
+    }
+
+    #[test]
+    fn each_offload_is_taken_away_where_the_backend_cannot() {
+        let table = [
+            (
+                Offloads { csum: false, ..ALL },
+                // What needs checksums goes with them.
+                NetF::CSUM
+                    | NetF::GUEST_CSUM
+                    | NetF::HOST_TSO4
+                    | NetF::HOST_TSO6
+                    | NetF::HOST_ECN
+                    | NetF::GUEST_TSO4
+                    | NetF::GUEST_TSO6
+                    | NetF::GUEST_ECN
+                    | NetF::CTRL_GUEST_OFFLOADS,
+            ),
+            (
+                Offloads { tso4: false, ..ALL },
+                NetF::HOST_TSO4 | NetF::GUEST_TSO4,
+            ),
+            (
+                Offloads { tso6: false, ..ALL },
+                NetF::HOST_TSO6 | NetF::GUEST_TSO6,
+            ),
+            (
+                Offloads { ecn: false, ..ALL },
+                NetF::HOST_ECN | NetF::GUEST_ECN,
+            ),
+        ];
+        let all = NetF::from(offered(&VirtioNetConfig::default(), Some(ALL)));
+        for (backend, gone) in table {
+            let features = NetF::from(offered(&VirtioNetConfig::default(), Some(backend)));
+            assert_eq!(all - features, gone, "{backend:?}");
+        }
+    }
+
+    #[test]
+    fn the_header_has_num_buffers_with_either_feature() {
+        let table = [
+            (NetF::empty(), 10),
+            (NetF::MRG_RXBUF, 12),
+            (NetF::VERSION_1, 12),
+            (NetF::VERSION_1 | NetF::MRG_RXBUF, 12),
+        ];
+        for (features, len) in table {
+            assert_eq!(header_len(features), len, "{features:?}");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The header in front of each frame (virtio 1.4, 5.1.6; `struct virtio_net_hdr`).
+
+use virtio::net::{F as NetF, HdrF, HdrGso};
+
+/// The longest header there is: the one with `num_buffers`.
+pub(crate) const MAX_HEADER: usize = 12;
+/// Where `num_buffers` is, in headers that have it.
+pub(crate) const NUM_BUFFERS: usize = 10;
+
+/// An Ethernet header: what a frame has at least.
+const MIN_FRAME: usize = 14;
+/// The largest IP packet behind an Ethernet header with two VLAN tags: what a frame has at most, segmentation
+/// offload or not.
+const MAX_FRAME: usize = 65535 + 14 + 8;
+
+/// Why a frame that the driver sends is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum HeaderFault {
+    /// The chain is shorter than the header.
+    Short,
+    /// The chain has device-writable buffers.
+    Writable,
+    /// The frame is shorter than an Ethernet header.
+    Runt,
+    /// The frame is longer than any frame can be, or in more pieces than one call can take.
+    Giant,
+    /// `NEEDS_CSUM` without `VIRTIO_NET_F_CSUM`.
+    ChecksumNotNegotiated,
+    /// `csum_start` and `csum_offset` do not point into the frame.
+    ChecksumOffset,
+    /// A `gso_type` that is unknown.
+    GsoType,
+    /// A `gso_type` whose feature was not negotiated.
+    GsoNotNegotiated,
+    /// `GSO_ECN` without TCP segmentation.
+    EcnWithoutTso,
+    /// Segmentation without `NEEDS_CSUM`.
+    GsoWithoutChecksum,
+    /// `gso_size` is 0 or not smaller than the frame.
+    GsoSize,
+}
+
+impl HeaderFault {
+    /// All faults, in the order in which they are shown.
+    pub const ALL: [Self; 11] = [
+        Self::Short,
+        Self::Writable,
+        Self::Runt,
+        Self::Giant,
+        Self::ChecksumNotNegotiated,
+        Self::ChecksumOffset,
+        Self::GsoType,
+        Self::GsoNotNegotiated,
+        Self::EcnWithoutTso,
+        Self::GsoWithoutChecksum,
+        Self::GsoSize,
+    ];
+}
+
+/// A header as it was read, with `num_buffers` left aside: it means nothing on the way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) flags: u8,
+    pub(crate) gso_type: u8,
+    pub(crate) hdr_len: u16,
+    pub(crate) gso_size: u16,
+    pub(crate) csum_start: u16,
+    pub(crate) csum_offset: u16,
+}
+
+impl Header {
+    /// Takes a header apart; its fields are little-endian with `VIRTIO_F_VERSION_1`, else the guest's.
+    pub(crate) fn parse(bytes: &[u8; MAX_HEADER], little_endian: bool) -> Self {
+        let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, _, _] = *bytes;
+        let u16_of = |b| {
+            if little_endian {
+                u16::from_le_bytes(b)
+            } else {
+                u16::from_ne_bytes(b)
+            }
+        };
+        Self {
+            flags,
+            gso_type,
+            hdr_len: u16_of([h0, h1]),
+            gso_size: u16_of([g0, g1]),
+            csum_start: u16_of([s0, s1]),
+            csum_offset: u16_of([o0, o1]),
+        }
+    }
+
+    /// Puts a header together, `num_buffers` 0.
+    pub(crate) fn emit(&self, little_endian: bool) -> [u8; MAX_HEADER] {
+        let bytes_of = |n: u16| {
+            if little_endian {
+                n.to_le_bytes()
+            } else {
+                n.to_ne_bytes()
+            }
+        };
+        let [h0, h1] = bytes_of(self.hdr_len);
+        let [g0, g1] = bytes_of(self.gso_size);
+        let [s0, s1] = bytes_of(self.csum_start);
+        let [o0, o1] = bytes_of(self.csum_offset);
+        let (flags, gso_type) = (self.flags, self.gso_type);
+        [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, 0, 0]
+    }
+}
+
+/// What the driver may ask for in the headers of frames that it sends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TxRules {
+    features: NetF,
+}
+
+impl TxRules {
+    pub(crate) fn new(features: NetF) -> Self {
+        Self { features }
+    }
+
+    /// Checks a header against the `frame_len` bytes behind it (virtio 1.4, 5.1.6.2.1), and returns what the
+    /// backend is told: flags that a driver does not set are cleared, `hdr_len`, a mere hint, is
+    /// not past the frame, and fields that do not count are 0.
+    pub(crate) fn check(&self, header: &Header, frame_len: usize) -> Result<Header, HeaderFault> {
+        if frame_len < MIN_FRAME {
+            return Err(HeaderFault::Runt);
+        }
+        if frame_len > MAX_FRAME {
+            return Err(HeaderFault::Giant);
+        }
+        let needs_csum = header.flags & NEEDS_CSUM != 0;
+        let mut clean = Header::default();
+        if needs_csum {
+            if !self.features.contains(NetF::CSUM) {
+                return Err(HeaderFault::ChecksumNotNegotiated);
+            }
+            // Three numbers of 16 bits: no overflow.
+            let end = usize::from(header.csum_start) + usize::from(header.csum_offset) + 2;
+            if end > frame_len {
+                return Err(HeaderFault::ChecksumOffset);
+            }
+            clean.flags = NEEDS_CSUM;
+            clean.csum_start = header.csum_start;
+            clean.csum_offset = header.csum_offset;
+        }
+        let kind = header.gso_type & !GSO_ECN;
+        let ecn = header.gso_type & GSO_ECN != 0;
+        if kind == GSO_NONE {
+            if ecn {
+                return Err(HeaderFault::EcnWithoutTso);
+            }
+        } else {
+            self.check_gso(kind, ecn)?;
+            if !needs_csum {
+                return Err(HeaderFault::GsoWithoutChecksum);
+            }
+            if header.gso_size == 0 || usize::from(header.gso_size) >= frame_len {
+                return Err(HeaderFault::GsoSize);
+            }
+            clean.gso_type = header.gso_type;
+            clean.gso_size = header.gso_size;
+        }
+        let longest = u16::try_from(frame_len).unwrap_or(u16::MAX);
+        clean.hdr_len = header.hdr_len.min(longest);
+        Ok(clean)
+    }
+
+    fn check_gso(&self, kind: u8, ecn: bool) -> Result<(), HeaderFault> {
+        let (feature, tcp) = match HdrGso::try_from(kind) {
+            Ok(HdrGso::Tcpv4) => (NetF::HOST_TSO4, true),
+            Ok(HdrGso::Tcpv6) => (NetF::HOST_TSO6, true),
+            Ok(HdrGso::Udp) => (NetF::HOST_UFO, false),
+            Ok(HdrGso::UdpL4) => (NetF::HOST_USO, false),
+            _ => return Err(HeaderFault::GsoType),
+        };
+        if ecn && !tcp {
+            return Err(HeaderFault::EcnWithoutTso);
+        }
+        if !self.features.contains(feature) || ecn && !self.features.contains(NetF::HOST_ECN) {
+            return Err(HeaderFault::GsoNotNegotiated);
+        }
+        Ok(())
+    }
+}
+
+const NEEDS_CSUM: u8 = HdrF::NEEDS_CSUM.bits();
+const GSO_NONE: u8 = HdrGso::None as u8;
+const GSO_ECN: u8 = HdrGso::Ecn as u8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TCPV4: u8 = HdrGso::Tcpv4 as u8;
+
+    fn rules() -> TxRules {
+        TxRules::new(NetF::CSUM | NetF::HOST_TSO4 | NetF::HOST_ECN)
+    }
+
+    fn header(flags: u8, gso_type: u8, gso_size: u16, csum_start: u16, csum_offset: u16) -> Header {
+        Header {
+            flags,
+            gso_type,
+            hdr_len: 54,
+            gso_size,
+            csum_start,
+            csum_offset,
+        }
+    }
+
+    #[test]
+    fn each_fault_is_found_and_what_is_right_passes() {
+        use HeaderFault::*;
+        let table = [
+            (header(0, 0, 0, 0, 0), 1514, Ok(())),
+            (header(0, 0, 0, 0, 0), 14, Ok(())),
+            (header(0, 0, 0, 0, 0), 13, Err(Runt)),
+            (header(0, 0, 0, 0, 0), 0, Err(Runt)),
+            (header(0, 0, 0, 0, 0), 65557, Ok(())),
+            (header(0, 0, 0, 0, 0), 65558, Err(Giant)),
+            (header(0, 0, 0, 0, 0), usize::MAX, Err(Giant)),
+            (header(1, 0, 0, 34, 16), 52, Ok(())),
+            (header(1, 0, 0, 34, 16), 51, Err(ChecksumOffset)),
+            (header(1, 0, 0, 34, 0xffff), 1514, Err(ChecksumOffset)),
+            (header(1, 0, 0, 0xffff, 0xffff), 65557, Err(ChecksumOffset)),
+            (header(0, 0, 0, 0xffff, 0xffff), 60, Ok(())),
+            (header(1, 1, 1448, 34, 16), 9000, Ok(())),
+            (header(1, 0x81, 1448, 34, 16), 9000, Ok(())),
+            (header(0, 1, 1448, 34, 16), 9000, Err(GsoWithoutChecksum)),
+            (header(1, 1, 0, 34, 16), 9000, Err(GsoSize)),
+            (header(1, 1, 9000, 34, 16), 9000, Err(GsoSize)),
+            (header(1, 1, 0xffff, 34, 16), 9000, Err(GsoSize)),
+            (header(1, 2, 1448, 34, 16), 9000, Err(GsoType)),
+            (header(1, 0x7f, 1448, 34, 16), 9000, Err(GsoType)),
+            (header(1, 0x21, 1448, 34, 16), 9000, Err(GsoType)),
+            (header(1, 3, 1448, 34, 16), 9000, Err(GsoNotNegotiated)),
+            (header(1, 4, 1448, 34, 16), 9000, Err(GsoNotNegotiated)),
+            (header(1, 5, 1448, 34, 16), 9000, Err(GsoNotNegotiated)),
+            (header(1, 0x80, 1448, 34, 16), 9000, Err(EcnWithoutTso)),
+            (header(1, 0x83, 1448, 34, 16), 9000, Err(EcnWithoutTso)),
+        ];
+        for (header, len, expected) in table {
+            assert_eq!(
+                rules().check(&header, len).map(|_| ()),
+                expected,
+                "{header:?} before {len} bytes"
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_passes_that_was_not_negotiated() {
+        let table = [
+            (
+                NetF::empty(),
+                header(1, 0, 0, 34, 16),
+                HeaderFault::ChecksumNotNegotiated,
+            ),
+            (
+                NetF::CSUM,
+                header(1, TCPV4, 1448, 34, 16),
+                HeaderFault::GsoNotNegotiated,
+            ),
+            (
+                NetF::CSUM | NetF::HOST_TSO4,
+                header(1, TCPV4 | GSO_ECN, 1448, 34, 16),
+                HeaderFault::GsoNotNegotiated,
+            ),
+        ];
+        for (features, header, fault) in table {
+            assert_eq!(
+                TxRules::new(features).check(&header, 9000),
+                Err(fault),
+                "{features:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_backend_is_told_only_what_counts() {
+        let dirty = Header {
+            flags: 0xfe,
+            gso_type: 0,
+            hdr_len: 0xffff,
+            gso_size: 7,
+            csum_start: 8,
+            csum_offset: 9,
+        };
+        let clean = Header {
+            hdr_len: 100,
+            ..Default::default()
+        };
+        assert_eq!(rules().check(&dirty, 100), Ok(clean));
+    }
+
+    #[test]
+    fn a_header_taken_apart_and_put_together_is_the_same() {
+        let bytes = [1, 0x81, 54, 0, 0xa8, 5, 34, 0, 16, 1, 0, 0];
+        let header = Header::parse(&bytes, true);
+        assert_eq!(header.gso_size, 1448);
+        assert_eq!(header.csum_offset, 272);
+        assert_eq!(header.emit(true), bytes);
+        assert_eq!(Header::parse(&bytes, false).emit(false), bytes);
+    }
+}

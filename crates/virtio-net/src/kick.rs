@@ -1,0 +1,112 @@
+//! Watching a queue's kick.
+#![expect(
+    unsafe_code,
+    reason = "an `EventFd` lends its descriptor only as a number"
+)]
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use iothread::{AioContext, FdHandler, Interest, TimerHandler, TimerId, WatchId};
+use vmm_sys_util::eventfd::EventFd;
+
+/// An eventfd, kept open while a context watches it.
+struct KickFd(Arc<EventFd>);
+
+impl AsFd for KickFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open for as long as `self` owns the eventfd.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
+
+/// A kick under watch, perhaps with a timer; both end with its drop.
+pub(crate) struct Watch {
+    context: Arc<dyn AioContext>,
+    id: WatchId,
+    timer: Option<TimerId>,
+    /// The context has a `Weak` of it.
+    _handler: Arc<dyn FdHandler>,
+}
+
+impl Watch {
+    pub(crate) fn new(
+        context: &Arc<dyn AioContext>,
+        kick: &Arc<EventFd>,
+        handler: Arc<dyn FdHandler>,
+    ) -> io::Result<Self> {
+        let id = context.add_fd(
+            Arc::new(KickFd(kick.clone())),
+            Interest::READ,
+            Arc::downgrade(&handler),
+        )?;
+        Ok(Self {
+            context: context.clone(),
+            id,
+            timer: None,
+            _handler: handler,
+        })
+    }
+
+    /// As [`new`](Self::new), with a timer that the same handler answers to.
+    pub(crate) fn with_timer<H: FdHandler + TimerHandler + 'static>(
+        context: &Arc<dyn AioContext>,
+        kick: &Arc<EventFd>,
+        handler: Arc<H>,
+    ) -> io::Result<Self> {
+        let timer = Arc::downgrade(&handler) as Weak<dyn TimerHandler>;
+        let mut watch = Self::new(context, kick, handler)?;
+        watch.timer = Some(context.add_timer(timer));
+        Ok(watch)
+    }
+
+    /// The kick is not looked at any more: its queue is broken.
+    pub(crate) fn rest(&self) {
+        self.context.set_interest(self.id, Interest::NONE);
+    }
+
+    pub(crate) fn arm_timer(&self, after: Duration) {
+        if let Some(timer) = self.timer {
+            let deadline = self.context.now().saturating_add(after);
+            self.context.arm_timer(timer, deadline);
+        }
+    }
+
+    pub(crate) fn disarm_timer(&self) {
+        if let Some(timer) = self.timer {
+            self.context.disarm_timer(timer);
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.context.remove_fd(self.id);
+        if let Some(timer) = self.timer {
+            self.context.remove_timer(timer);
+        }
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes the context look at the queue at its next turn.
+pub(crate) fn again(kick: &EventFd) {
+    // It fails only when the counter is full, and then it is signalled anyway.
+    let _ = kick.write(1);
+}
+
+/// Reads the kick empty.
+pub(crate) fn clear(kick: &EventFd) {
+    // Nothing to read is as good as read.
+    let _ = kick.read();
+}

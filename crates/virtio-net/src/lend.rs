@@ -1,0 +1,121 @@
+//! Guest memory and buffers of our own, as lent to the peer.
+#![expect(
+    unsafe_code,
+    reason = "frames are read and written in place, by the peer or the kernel, while we look away"
+)]
+
+use std::cell::UnsafeCell;
+use std::ptr;
+
+use net_client::IoVec;
+use virtqueue::Segment;
+
+use crate::header::MAX_HEADER;
+
+/// Lends a segment of a chain. The chain is kept until the lend is over.
+pub(crate) fn lend(segment: &Segment) -> IoVec {
+    lend_from(segment, 0)
+}
+
+/// Lends a segment from `skip` (at most its length) on.
+pub(crate) fn lend_from(segment: &Segment, skip: usize) -> IoVec {
+    let skip = skip.min(segment.len());
+    // SAFETY: `skip` is in the segment. The segment is mapped while its chain lives, and a queue here
+    // drops no chain before the peer has completed (or has answered) the call that it lent it for.
+    unsafe { IoVec::new(segment.ptr().add(skip), segment.len() - skip) }
+}
+
+/// Headers of frames in flight, one for each head: copied from the guest once, so that what was checked
+/// is what is sent.
+#[derive(Debug)]
+pub(crate) struct HeaderSlab(Box<[UnsafeCell<[u8; MAX_HEADER]>]>);
+
+// SAFETY: a slot is written under the queue's lock while its head is not lent; while it is lent, only
+// the peer reads it.
+unsafe impl Sync for HeaderSlab {}
+
+impl HeaderSlab {
+    pub(crate) fn new(size: u16) -> Self {
+        Self((0..size).map(|_| UnsafeCell::default()).collect())
+    }
+
+    /// Stores the header of a frame that is not lent (so `&mut`). A head past the end has no slot.
+    pub(crate) fn set(&mut self, head: u16, header: [u8; MAX_HEADER]) {
+        if let Some(slot) = self.0.get(usize::from(head)) {
+            // SAFETY: the head was just popped, so no earlier frame of it is lent: nobody else looks at
+            // the slot. No reference into the slab is ever made, so pointers to other slots stay good.
+            unsafe { *slot.get() = header };
+        }
+    }
+
+    /// Lends the first `len` bytes of a header.
+    pub(crate) fn lend(&self, head: u16, len: usize) -> Option<IoVec> {
+        let slot = self.0.get(usize::from(head))?;
+        // SAFETY: the slab is dropped with its queue, when no frame is lent any more.
+        Some(unsafe { IoVec::new(slot.get().cast(), len.min(MAX_HEADER)) })
+    }
+}
+
+/// Where the part of a frame goes for which the driver has no buffer, so that it is seen and not cut off.
+#[derive(Debug, Default)]
+pub(crate) struct Overflow(Box<[UnsafeCell<u8>]>);
+
+// SAFETY: lent to one read at a time and read only between reads, all under the queue's lock.
+unsafe impl Sync for Overflow {}
+
+impl Overflow {
+    /// Lends `len` bytes. Grows, which happens when the source's largest frame is first seen; only called
+    /// while it is not lent.
+    pub(crate) fn lend(&mut self, len: usize) -> IoVec {
+        if self.0.len() < len {
+            self.0 = (0..len).map(|_| UnsafeCell::new(0)).collect();
+        }
+        // SAFETY: not dropped or grown before the read is over; `&mut` says that nobody looks now.
+        unsafe { IoVec::new(UnsafeCell::raw_get(self.0.as_ptr()), len) }
+    }
+
+    /// What the last read left in it, at most `len` bytes. Only called while it is not lent.
+    pub(crate) fn bytes(&mut self, len: usize) -> &[u8] {
+        let len = len.min(self.0.len());
+        // SAFETY: `len` initialized bytes that nobody writes while `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(UnsafeCell::raw_get(self.0.as_ptr()), len) }
+    }
+}
+
+/// Copies `len` bytes of `from`, beginning `skip` bytes in, into `to`, beginning `offset` bytes in; returns how
+/// many there was room for. Both may be memory of guests, even the same.
+pub(crate) fn copy_frame(
+    to: &[Segment],
+    mut offset: usize,
+    from: &[IoVec],
+    mut skip: usize,
+    len: usize,
+) -> usize {
+    let mut copied = 0;
+    let mut segments = to.iter();
+    let mut segment = segments.next();
+    for vec in from {
+        if skip >= vec.len() {
+            skip -= vec.len();
+            continue;
+        }
+        let mut at = skip;
+        skip = 0;
+        while at < vec.len() && copied < len {
+            let Some(here) = segment else { return copied };
+            if offset >= here.len() {
+                offset -= here.len();
+                segment = segments.next();
+                continue;
+            }
+            let part = (here.len() - offset).min(vec.len() - at).min(len - copied);
+            // SAFETY: `part` bytes are left in either, the one mapped by its chain, the other by the
+            // promise of `IoVec::new`. They may overlap, so it is a move.
+            unsafe { ptr::copy(vec.base().add(at), here.ptr().add(offset), part) };
+            at += part;
+            offset += part;
+            copied += part;
+        }
+    }
+    copied
+}

@@ -1,0 +1,199 @@
+//! The model in the type registry: `virtio-net-device`.
+//!
+//! Of the machine it takes the netdev table ([`NetClients`]) and the context that its queues work on (a
+//! service of type `dyn AioContext`). Realized, it is the peer of the netdev that `netdev` names, and has
+//! its [`VirtioNet`] and, for its bus, a [`DeviceRef`] among its parts.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use iothread::AioContext;
+use net_client::{NetClients, Port};
+use qdev::{
+    DeviceLevel, Error, MAC_ADDRESS, MacAddr, Machine, add_level, not_supported, only_off,
+};
+use qom::{Object, PropertyError, PropertyInfo, TypeInfo, TypeRegistry, Value};
+use virtio_bus::DeviceRef;
+use virtio_bus::object::VIRTIO_DEVICE;
+use vm_memory::GuestAddressSpace;
+
+use crate::{VirtioNet, VirtioNetConfig};
+
+/// The type of the model.
+pub const VIRTIO_NET: &str = "virtio-net-device";
+
+/// Registers `virtio-net-device`, for machines whose guest memory is `M`.
+///
+/// # Errors
+/// [`qom::Error::DuplicateType`] if that was done already.
+pub fn register_types<M>(registry: &mut TypeRegistry) -> Result<(), qom::Error>
+where
+    M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static,
+{
+    registry.register(TypeInfo::new(VIRTIO_NET, VIRTIO_DEVICE).class_init(|class| {
+        class.add_properties(PROPERTIES);
+        class.add_properties(UNBUILT);
+        add_level(class, VirtioNetLevel::<M>(PhantomData));
+    }))
+}
+
+const fn on(name: &'static str) -> PropertyInfo {
+    PropertyInfo::bool(name, true).describe("on/off")
+}
+
+/// A feature that is not built: off, and nothing else.
+const fn off(name: &'static str) -> PropertyInfo {
+    PropertyInfo::bool(name, false)
+        .describe("on/off")
+        .check(only_off)
+}
+
+const PROPERTIES: &[PropertyInfo] = &[
+    PropertyInfo::custom("mac", &MAC_ADDRESS)
+        .describe("Ethernet 6-byte MAC Address, example: 52:54:00:12:34:56"),
+    PropertyInfo::str("netdev").describe("ID of a netdev to use as a backend"),
+    PropertyInfo::u16("host_mtu", 0),
+    PropertyInfo::u16("rx_queue_size", 256),
+    PropertyInfo::u16("tx_queue_size", 256),
+    PropertyInfo::i32("x-txburst", 256).check(|value| match value {
+        Value::Int(1..) => Ok(()),
+        _ => Err("takes at least 1".to_owned()),
+    }),
+    PropertyInfo::str("tx").check(|value| match value {
+        Value::Str(text) if text == "bh" => Ok(()),
+        _ => Err("is not supported with any value but 'bh'".to_owned()),
+    }),
+    on("csum"),
+    on("guest_csum"),
+    on("host_tso4"),
+    on("host_tso6"),
+    on("host_ecn"),
+    on("guest_tso4"),
+    on("guest_tso6"),
+    on("guest_ecn"),
+    on("mrg_rxbuf"),
+    on("status"),
+    on("ctrl_vq"),
+    on("ctrl_guest_offloads"),
+];
+
+/// QEMU's, refused by name.
+const UNBUILT: &[PropertyInfo] = &[
+    off("ctrl_mac_addr"),
+    off("ctrl_rx"),
+    off("ctrl_rx_extra"),
+    off("ctrl_vlan"),
+    off("failover"),
+    off("gso"),
+    off("guest_announce"),
+    off("guest_rsc_ext"),
+    off("guest_ufo"),
+    off("hash"),
+    off("host_ufo"),
+    off("mq"),
+    off("rss"),
+    PropertyInfo::new("bootindex", qom::Kind::I32).check(not_supported),
+    PropertyInfo::str("duplex").check(not_supported),
+    PropertyInfo::i32("speed", -1).check(not_supported),
+    PropertyInfo::u32("rsc_interval", 300_000).check(not_supported),
+    PropertyInfo::u32("x-txtimer", 150_000).check(not_supported),
+    PropertyInfo::bool("x-mtu-bypass-backend", true).check(not_supported),
+];
+
+/// The address that a realized NIC has; a part of its object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NicAddress(pub MacAddr);
+
+struct VirtioNetLevel<M>(PhantomData<fn() -> M>);
+
+impl<M> DeviceLevel for VirtioNetLevel<M>
+where
+    M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static,
+{
+    fn realize(&self, device: &Arc<Object>, machine: &Arc<Machine>) -> Result<(), Error> {
+        let ports = backend(device, machine)?;
+        let context = machine.service::<dyn AioContext>()?;
+        let contexts = vec![context; ports.len().max(1)];
+        let mac = match device.get::<Option<MacAddr>>("mac")? {
+            Some(mac) => mac,
+            None => free_address(machine),
+        };
+        let model = VirtioNet::<M>::new(config(device, mac)?, ports, contexts)
+            .map_err(Error::other)?;
+        device.set_part(NicAddress(mac));
+        device.set_part::<DeviceRef<M>>(model.clone());
+        device.share_part(model);
+        Ok(())
+    }
+
+    fn unrealize(&self, device: &Arc<Object>, _: &Arc<Machine>) {
+        device.take_part::<DeviceRef<M>>();
+        device.take_part::<VirtioNet<M>>();
+        device.take_part::<NicAddress>();
+    }
+}
+
+fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, PropertyError> {
+    Ok(VirtioNetConfig {
+        mac: mac.0,
+        host_mtu: device.get("host_mtu")?,
+        rx_queue_size: device.get("rx_queue_size")?,
+        tx_queue_size: device.get("tx_queue_size")?,
+        x_txburst: u32::try_from(device.get::<i32>("x-txburst")?).unwrap_or(1),
+        csum: device.get("csum")?,
+        guest_csum: device.get("guest_csum")?,
+        host_tso4: device.get("host_tso4")?,
+        host_tso6: device.get("host_tso6")?,
+        host_ecn: device.get("host_ecn")?,
+        guest_tso4: device.get("guest_tso4")?,
+        guest_tso6: device.get("guest_tso6")?,
+        guest_ecn: device.get("guest_ecn")?,
+        mrg_rxbuf: device.get("mrg_rxbuf")?,
+        status: device.get("status")?,
+        ctrl_vq: device.get("ctrl_vq")?,
+        ctrl_guest_offloads: device.get("ctrl_guest_offloads")?,
+        indirect_desc: device.get("indirect_desc")?,
+        event_idx: device.get("event_idx")?,
+        queue_reset: device.get("queue_reset")?,
+    })
+}
+
+/// The ports of the netdev that `netdev` names; none without one.
+fn backend(device: &Object, machine: &Machine) -> Result<Vec<Arc<Port>>, Error> {
+    let Some(id) = device.get::<Option<String>>("netdev")? else {
+        return Ok(Vec::new());
+    };
+    let type_name = device.type_name().to_string();
+    let name = "netdev".to_owned();
+    let Some(netdev) = machine.service::<NetClients>()?.find(&id) else {
+        return Err(Error::Property(PropertyError::NoSuchThing {
+            type_name,
+            name,
+            value: id,
+        }));
+    };
+    if netdev.is_in_use() {
+        return Err(Error::Property(PropertyError::InUse {
+            type_name,
+            name,
+            value: id,
+        }));
+    }
+    Ok(netdev.ports().to_vec())
+}
+
+/// The first address that no NIC of the machine has, counted up from QEMU's 52:54:00:12:34:56.
+#[doc(alias = "qemu_macaddr_default_if_unset")]
+fn free_address(machine: &Machine) -> MacAddr {
+    let taken: Vec<MacAddr> = (machine.devices().iter())
+        .filter_map(|device| machine.resolve(&device.path)?.part::<NicAddress>())
+        .map(|address| address.0)
+        .collect();
+    let number = |last| MacAddr([0x52, 0x54, 0x00, 0x12, 0x34, last]);
+    (0x56..=u8::MAX)
+        .chain(0..0x56)
+        .map(number)
+        .find(|mac| !taken.contains(mac))
+        .unwrap_or(number(0x56))
+}

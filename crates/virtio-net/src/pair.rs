@@ -1,0 +1,437 @@
+//! One receive and one transmit queue with their port: the net client.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+
+use iothread::{AioContext, FdHandler, Readiness, TimerHandler};
+use net_client::{
+    Drained, Frame, FrameSource, NetClient, Offloads, Port, Received, Token, VnetHeader,
+};
+use virtio::net::F as NetF;
+use virtio_bus::{ActiveQueue, Transport};
+use virtqueue::{QueueError, QueueMemory, VirtQueue};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::features::header_len;
+use crate::kick::{Watch, again, clear};
+use crate::rx::{ActiveRx, After, Rx};
+use crate::statistics::{RxStatistics, TxStatistics};
+use crate::tx::{ActiveTx, TurnEnd, Tx};
+
+/// The header in front of each frame, on either side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    /// The driver's header: 10 or 12 bytes.
+    pub(crate) header_len: usize,
+    /// The peer's: as long as the driver's, or 0 if it carries none.
+    pub(crate) host_header_len: usize,
+    /// Of the header's fields.
+    pub(crate) little_endian: bool,
+}
+
+/// What the parts of one device share, beside their queues.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    /// A leaf lock: the transport is called without it.
+    transport: Mutex<Option<Weak<dyn Transport>>>,
+    link_down: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn set_transport(&self, transport: Option<Weak<dyn Transport>>) {
+        *lock(&self.transport) = transport;
+    }
+
+    pub(crate) fn link_is_up(&self) -> bool {
+        !self.link_down.load(Ordering::Acquire)
+    }
+
+    /// A queue is broken: the device cannot go on as a whole. (Its other queues do.)
+    pub(crate) fn needs_reset(&self, queue: &str, error: &QueueError) {
+        tracing::debug!(queue, %error, "queue is broken");
+        if let Some(transport) = self.transport() {
+            transport.needs_reset(&format!("{queue}: {error}"));
+        }
+    }
+
+    pub(crate) fn set_link(&self, up: bool) {
+        if self.link_down.swap(!up, Ordering::AcqRel) == up
+            && let Some(transport) = self.transport()
+        {
+            transport.config_changed();
+        }
+    }
+
+    fn transport(&self) -> Option<Arc<dyn Transport>> {
+        lock(&self.transport).as_ref()?.upgrade()
+    }
+}
+
+/// A queue pair: the net client at the NIC's end of a link.
+///
+/// Locks: `tx` may be held when `rx` is taken, not the other way. Both are held while the peer is called
+/// in their own direction, and neither while anything else of another component is, but the context's
+/// and the transport's leaves. The two directions share none.
+pub(crate) struct Pair<M: QueueMemory> {
+    me: Weak<Self>,
+    name: String,
+    shared: Arc<Shared>,
+    port: Arc<Port>,
+    burst: u32,
+    /// A leaf lock.
+    context: Mutex<Arc<dyn AioContext>>,
+    rx: Mutex<Rx<M>>,
+    tx: Mutex<Tx<M>>,
+    /// The peer has said that it has room, perhaps while `tx` was held: by the thread that called it, even.
+    tx_room: AtomicBool,
+}
+
+impl<M: QueueMemory> Pair<M> {
+    pub(crate) fn new(
+        name: String,
+        shared: Arc<Shared>,
+        burst: u32,
+        context: Arc<dyn AioContext>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me: &Weak<Self>| Self {
+            me: me.clone(),
+            shared,
+            port: Port::new(name.clone(), me.clone() as Weak<dyn NetClient>),
+            name,
+            burst,
+            context: Mutex::new(context),
+            rx: Mutex::new(Rx::new()),
+            tx: Mutex::new(Tx::new()),
+            tx_room: AtomicBool::new(false),
+        })
+    }
+
+    /// Sets the backend up for a driver that has negotiated `features`.
+    pub(crate) fn set_up_backend(&self, features: NetF) -> io::Result<()> {
+        self.with_backend(|backend| {
+            backend.set_header_len(header_len(features))?;
+            backend.set_little_endian(little_endian(features))
+        })
+        .unwrap_or(Ok(()))
+    }
+
+    /// Tells the backend what the driver copes with.
+    pub(crate) fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        self.with_backend(|backend| backend.set_offloads(offloads))
+            .unwrap_or(Ok(()))
+    }
+
+    /// Runs a receive queue. On failure it comes back.
+    pub(crate) fn start_rx(
+        &self,
+        loan: ActiveQueue,
+        queue: VirtQueue<M>,
+        features: NetF,
+        running: bool,
+    ) -> Result<(), (ActiveQueue, io::Error)> {
+        let mergeable = features.contains(NetF::MRG_RXBUF);
+        let mut active = ActiveRx::new(loan, queue, self.layout(features), mergeable, running);
+        let mut rx = lock(&self.rx);
+        match self.watch_rx(&active.loan().kick) {
+            Ok(watch) => active.watch = Some(watch),
+            Err(error) => return Err((active.hand_back(), error)),
+        }
+        rx.active = Some(active);
+        Ok(())
+    }
+
+    /// Runs a transmit queue. On failure it comes back.
+    pub(crate) fn start_tx(
+        &self,
+        loan: ActiveQueue,
+        queue: VirtQueue<M>,
+        features: NetF,
+        running: bool,
+    ) -> Result<(), (ActiveQueue, io::Error)> {
+        let mut active = ActiveTx::new(loan, queue, self.layout(features), features, running);
+        let mut tx = lock(&self.tx);
+        match self.watch_tx(&active.loan().kick) {
+            Ok(watch) => active.watch = Some(watch),
+            Err(error) => return Err((active.hand_back(), error)),
+        }
+        tx.active = Some(active);
+        Ok(())
+    }
+
+    /// Stops the queues named, and returns when nothing of them is in flight and their indices are what the
+    /// driver can see.
+    pub(crate) fn quiesce(&self, rx: bool, tx: bool) {
+        if rx && let Some(active) = &mut lock(&self.rx).active {
+            active.running = false;
+        }
+        if tx && let Some(active) = &mut lock(&self.tx).active {
+            active.running = false;
+        }
+        // From here on nothing more is lent, so what is lent only gets less.
+        let lent = || rx && lock(&self.rx).in_flight() > 0 || tx && lock(&self.tx).in_flight() > 0;
+        if lent() {
+            // Completions come while no lock of ours is held.
+            if let Some(peer) = self.port.peer().and_then(|peer| peer.client()) {
+                peer.revoke();
+            }
+            if lent() {
+                let context = lock(&self.context).clone();
+                context.wait_while(&mut || lent());
+            }
+        }
+        if rx {
+            lock(&self.rx).settle(&self.port);
+        }
+        if tx {
+            lock(&self.tx).settle();
+        }
+    }
+
+    /// Goes on after [`quiesce`](Self::quiesce), looking at the queues at once.
+    pub(crate) fn resume(&self) {
+        if let Some(active) = &mut lock(&self.rx).active {
+            active.running = true;
+            again(&active.loan().kick);
+        }
+        if let Some(active) = &mut lock(&self.tx).active {
+            active.running = true;
+            again(&active.loan().kick);
+        }
+    }
+
+    /// Stops the receive queue and takes it out.
+    pub(crate) fn stop_rx(&self) -> Option<ActiveQueue> {
+        self.quiesce(true, false);
+        let active = lock(&self.rx).active.take();
+        active.map(ActiveRx::hand_back)
+    }
+
+    /// Stops the transmit queue and takes it out.
+    pub(crate) fn stop_tx(&self) -> Option<ActiveQueue> {
+        self.quiesce(false, true);
+        let active = lock(&self.tx).active.take();
+        active.map(ActiveTx::hand_back)
+    }
+
+    pub(crate) fn port(&self) -> &Arc<Port> {
+        &self.port
+    }
+
+    pub(crate) fn rx_statistics(&self) -> RxStatistics {
+        lock(&self.rx).statistics
+    }
+
+    pub(crate) fn tx_statistics(&self) -> TxStatistics {
+        lock(&self.tx).statistics
+    }
+
+    /// What the backend can do as a receiver; `None` if it carries no header.
+    pub(crate) fn backend_offloads(&self) -> Option<Offloads> {
+        self.with_backend(|backend| backend.supported_offloads())
+    }
+
+    fn with_backend<R>(&self, ask: impl FnOnce(&dyn VnetHeader) -> R) -> Option<R> {
+        let backend = self.port.peer()?.client()?;
+        backend.vnet_header().map(ask)
+    }
+
+    fn layout(&self, features: NetF) -> Layout {
+        let header_len = header_len(features);
+        let has_header = self.with_backend(|_| ()).is_some();
+        Layout {
+            header_len,
+            host_header_len: if has_header { header_len } else { 0 },
+            little_endian: little_endian(features),
+        }
+    }
+
+    fn watch_rx(&self, kick: &Arc<EventFd>) -> io::Result<Watch> {
+        let handler = Arc::new(RxKick {
+            pair: self.me.clone(),
+            kick: kick.clone(),
+        });
+        Watch::with_timer(&lock(&self.context), kick, handler)
+    }
+
+    fn watch_tx(&self, kick: &Arc<EventFd>) -> io::Result<Watch> {
+        let handler = Arc::new(TxKick {
+            pair: self.me.clone(),
+            kick: kick.clone(),
+        });
+        Watch::new(&lock(&self.context), kick, handler)
+    }
+
+    /// Does what a call into the receive queue has left to do.
+    fn after_rx(&self, after: After) {
+        if let Some(error) = after.broken {
+            self.shared
+                .needs_reset(&format!("{} rx", self.name), &error);
+        }
+        if after.room {
+            self.port.room();
+        }
+    }
+
+    /// Takes a turn of the transmit queue.
+    fn turn_tx(&self) {
+        self.with_tx(|tx| tx.turn(&self.port, self.burst));
+    }
+
+    /// Works on the transmit queue, then does what was asked of it meanwhile.
+    fn with_tx(&self, work: impl FnOnce(&mut Tx<M>) -> TurnEnd) {
+        let end = work(&mut lock(&self.tx));
+        self.after_tx(end);
+        self.take_room();
+    }
+
+    /// Goes on sending if the peer has said that it has room. Whoever holds the lock meanwhile comes
+    /// here after it: the flag was set before the lock was found taken, so that one sees it.
+    fn take_room(&self) {
+        while self.tx_room.load(Ordering::SeqCst) {
+            let end = {
+                let mut tx = match self.tx.try_lock() {
+                    Ok(tx) => tx,
+                    Err(TryLockError::Poisoned(error)) => error.into_inner(),
+                    Err(TryLockError::WouldBlock) => return,
+                };
+                self.tx_room.store(false, Ordering::SeqCst);
+                tx.room();
+                tx.turn(&self.port, self.burst)
+            };
+            self.after_tx(end);
+        }
+    }
+
+    fn after_tx(&self, end: TurnEnd) {
+        if let TurnEnd::Broken(error) = end {
+            self.shared
+                .needs_reset(&format!("{} tx", self.name), &error);
+        }
+    }
+}
+
+impl<M: QueueMemory> NetClient for Pair<M> {
+    fn receive(&self, frame: &Frame<'_>) -> Received {
+        let (received, after) = lock(&self.rx).receive(frame, &self.port);
+        self.after_rx(after);
+        received
+    }
+
+    fn flush(&self, _done: &mut dyn FnMut(Token)) {
+        // No frame of the peer's is ever kept.
+        lock(&self.rx).flush();
+    }
+
+    fn receive_from(&self, source: &mut dyn FrameSource) -> Drained {
+        let (drained, after) = lock(&self.rx).receive_from(source, &self.port);
+        self.after_rx(after);
+        drained
+    }
+
+    fn sent(&self, token: Token) {
+        self.with_tx(|tx| {
+            tx.sent(token);
+            TurnEnd::Idle
+        });
+    }
+
+    fn read_done(&self, token: Token, len: usize) {
+        let after = lock(&self.rx).read_done(token, len, &self.port);
+        self.after_rx(after);
+    }
+
+    fn room(&self) {
+        self.tx_room.store(true, Ordering::SeqCst);
+        self.take_room();
+    }
+
+    fn link_status_changed(&self, up: bool) {
+        self.shared.set_link(up);
+    }
+
+    fn attach(&self, context: &Arc<dyn AioContext>) -> io::Result<()> {
+        *lock(&self.context) = context.clone();
+        if let Some(active) = &mut lock(&self.rx).active {
+            active.watch = None;
+            active.watch = Some(self.watch_rx(&active.loan().kick)?);
+        }
+        if let Some(active) = &mut lock(&self.tx).active {
+            active.watch = None;
+            active.watch = Some(self.watch_tx(&active.loan().kick)?);
+        }
+        Ok(())
+    }
+
+    // `detach` does nothing: without a peer frames are still taken from the driver, and dropped by the port.
+}
+
+impl<M: QueueMemory> fmt::Debug for Pair<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not waiting for locks: this may be called from anywhere.
+        f.debug_struct("Pair")
+            .field("name", &self.name)
+            .field("rx", &self.rx.try_lock().ok())
+            .field("tx", &self.tx.try_lock().ok())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Answers the kick of a receive queue.
+struct RxKick<M: QueueMemory> {
+    pair: Weak<Pair<M>>,
+    kick: Arc<EventFd>,
+}
+
+impl<M: QueueMemory> FdHandler for RxKick<M> {
+    #[doc(alias = "virtio_net_handle_rx")]
+    fn ready(&self, readiness: Readiness) {
+        if !readiness.readable {
+            return;
+        }
+        clear(&self.kick);
+        if let Some(pair) = self.pair.upgrade() {
+            let after = lock(&pair.rx).kicked();
+            pair.after_rx(after);
+        }
+    }
+}
+
+impl<M: QueueMemory> TimerHandler for RxKick<M> {
+    fn expired(&self) {
+        if let Some(pair) = self.pair.upgrade() {
+            let after = lock(&pair.rx).overdue(&pair.port);
+            pair.after_rx(after);
+        }
+    }
+}
+
+/// Answers the kick of a transmit queue.
+struct TxKick<M: QueueMemory> {
+    pair: Weak<Pair<M>>,
+    kick: Arc<EventFd>,
+}
+
+impl<M: QueueMemory> FdHandler for TxKick<M> {
+    #[doc(alias = "virtio_net_handle_tx_bh")]
+    fn ready(&self, readiness: Readiness) {
+        if !readiness.readable {
+            return;
+        }
+        clear(&self.kick);
+        if let Some(pair) = self.pair.upgrade() {
+            pair.turn_tx();
+        }
+    }
+}
+
+/// Whether header fields are little-endian: with VERSION_1, or on a guest that is so anyway.
+fn little_endian(features: NetF) -> bool {
+    features.contains(NetF::VERSION_1) || cfg!(target_endian = "little")
+}
+
+/// A panic elsewhere while the lock was held leaves state that each method can still work on.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

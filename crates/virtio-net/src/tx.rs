@@ -1,0 +1,343 @@
+//! The transmit direction.
+
+use std::fmt;
+
+use net_client::{Frame, IoVec, Port, Received, Token};
+use virtio::net::F as NetF;
+use virtio_bus::ActiveQueue;
+use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
+
+use crate::header::{Header, HeaderFault, MAX_HEADER, TxRules};
+use crate::kick::{Watch, again};
+use crate::lend::{HeaderSlab, lend, lend_from};
+use crate::pair::Layout;
+use crate::statistics::TxStatistics;
+
+/// A transmit queue: at work or not, behind its lock.
+pub(crate) struct Tx<M: QueueMemory> {
+    pub(crate) active: Option<ActiveTx<M>>,
+    pub(crate) statistics: TxStatistics,
+}
+
+/// A transmit queue at work.
+pub(crate) struct ActiveTx<M: QueueMemory> {
+    loan: ActiveQueue,
+    layout: Layout,
+    rules: TxRules,
+    headers: HeaderSlab,
+    flight: Flight<M>,
+    /// What is popped next; while `pending`, the frame that the peer had no room for.
+    chain: Chain<M>,
+    pending: bool,
+    iov: Vec<IoVec>,
+    /// Neither paused nor being stopped.
+    pub(crate) running: bool,
+    /// Nothing is sent before the peer has room again.
+    waiting: bool,
+    pub(crate) watch: Option<Watch>,
+}
+
+/// The queue, and those of its chains that the peer has.
+struct Flight<M: QueueMemory> {
+    queue: VirtQueue<M>,
+    /// By head.
+    lent: Box<[Option<Chain<M>>]>,
+    count: usize,
+    /// Chains with no frame, for the next ones.
+    spare: Vec<Chain<M>>,
+}
+
+/// How a turn ended, where something is left to do without the lock.
+#[derive(Debug)]
+pub(crate) enum TurnEnd {
+    /// Nothing is left.
+    Idle,
+    /// What the driver wrote makes no sense; the queue rests.
+    Broken(QueueError),
+}
+
+impl<M: QueueMemory> Tx<M> {
+    pub(crate) fn new() -> Self {
+        Self {
+            active: None,
+            statistics: TxStatistics::default(),
+        }
+    }
+
+    /// Sends what the driver has made available, up to `burst` frames.
+    #[doc(alias = "virtio_net_flush_tx")]
+    pub(crate) fn turn(&mut self, port: &Port, burst: u32) -> TurnEnd {
+        let Some(active) = self.active.as_mut().filter(|a| a.running && !a.waiting) else {
+            return TurnEnd::Idle;
+        };
+        let end = active.turn(port, burst, &mut self.statistics);
+        active.finish(port, &mut self.statistics);
+        match end {
+            Ok(()) => TurnEnd::Idle,
+            // Said once, when it broke.
+            Err(QueueError::Broken) => TurnEnd::Idle,
+            Err(error) => {
+                if let Some(watch) = &active.watch {
+                    watch.rest();
+                }
+                TurnEnd::Broken(error)
+            }
+        }
+    }
+
+    /// The peer may have room again.
+    pub(crate) fn room(&mut self) {
+        if let Some(active) = &mut self.active {
+            active.waiting = false;
+        }
+    }
+
+    /// The peer is finished with one frame, outside of a turn.
+    #[doc(alias = "virtio_net_tx_complete")]
+    pub(crate) fn sent(&mut self, token: Token) {
+        if let Some(active) = &mut self.active
+            && active.flight.complete(token)
+        {
+            active.publish(&mut self.statistics);
+        } else {
+            self.statistics.stray_completions += 1;
+        }
+    }
+
+    /// Frames that the peer has.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.active.as_ref().map_or(0, |active| active.flight.count)
+    }
+
+    /// Brings the queue's indices to what the driver can see, once nothing is in flight: the frame that
+    /// waits for room goes back to the available ring.
+    pub(crate) fn settle(&mut self) {
+        if let Some(active) = &mut self.active {
+            if std::mem::take(&mut active.pending)
+                && !active.flight.queue.undo_pop(&mut active.chain)
+            {
+                active.flight.done(active.chain.head());
+            }
+            active.waiting = false;
+            active.publish(&mut self.statistics);
+        }
+    }
+}
+
+impl<M: QueueMemory> ActiveTx<M> {
+    pub(crate) fn new(
+        loan: ActiveQueue,
+        queue: VirtQueue<M>,
+        layout: Layout,
+        features: NetF,
+        running: bool,
+    ) -> Self {
+        let size = queue.size();
+        Self {
+            loan,
+            layout,
+            rules: TxRules::new(features),
+            headers: HeaderSlab::new(size),
+            flight: Flight {
+                queue,
+                lent: (0..size).map(|_| None).collect(),
+                count: 0,
+                spare: Vec::new(),
+            },
+            chain: Chain::new(),
+            pending: false,
+            iov: Vec::new(),
+            running,
+            waiting: false,
+            watch: None,
+        }
+    }
+
+    /// The queue as it was lent, with where it stands now.
+    pub(crate) fn hand_back(mut self) -> ActiveQueue {
+        self.loan.state = self.flight.queue.state();
+        self.loan
+    }
+
+    pub(crate) fn loan(&self) -> &ActiveQueue {
+        &self.loan
+    }
+
+    fn turn(
+        &mut self,
+        port: &Port,
+        burst: u32,
+        statistics: &mut TxStatistics,
+    ) -> Result<(), QueueError> {
+        self.flight.queue.disable_notifications();
+        let mut left = burst.max(1);
+        loop {
+            if left == 0 {
+                // Others on this context have their turn first.
+                again(&self.loan.kick);
+                return Ok(());
+            }
+            if !self.pending && !self.flight.queue.pop(&mut self.chain)? {
+                // The driver sees what is done before it is asked for more.
+                self.finish(port, statistics);
+                if !self.flight.queue.enable_notifications()? {
+                    return Ok(());
+                }
+                self.flight.queue.disable_notifications();
+                continue;
+            }
+            left -= 1;
+            let head = self.chain.head();
+            let prepared = if self.pending {
+                self.lend_frame()
+            } else {
+                self.check_frame().and_then(|()| self.lend_frame())
+            };
+            let len = match prepared {
+                Ok(len) => len,
+                Err(fault) => {
+                    statistics.faults[fault as usize] += 1;
+                    port.count_dropped_sending(net_client::DropReason::Malformed);
+                    self.pending = false;
+                    self.flight.done(head);
+                    continue;
+                }
+            };
+            let received = port.send(&Frame {
+                token: Some(Token(u32::from(head))),
+                iov: &self.iov,
+                len,
+            });
+            self.pending = received == Received::Busy;
+            match received {
+                Received::Taken => self.flight.done(head),
+                Received::Lent => self.flight.keep(&mut self.chain),
+                Received::Busy => {
+                    statistics.busy += 1;
+                    self.waiting = true;
+                    return Ok(());
+                }
+            }
+            statistics.frames += 1;
+            // What the peer got, less the header that it got with it.
+            statistics.bytes += len.saturating_sub(self.layout.host_header_len) as u64;
+        }
+    }
+
+    /// Copies the header of the frame in `chain`, checks the copy, and keeps what the peer is told.
+    fn check_frame(&mut self) -> Result<(), HeaderFault> {
+        let Layout {
+            header_len,
+            little_endian,
+            ..
+        } = self.layout;
+        if self.chain.writable_len() != 0 {
+            return Err(HeaderFault::Writable);
+        }
+        let mut bytes = [0; MAX_HEADER];
+        let there = bytes.get_mut(..header_len).unwrap_or_default();
+        if self.chain.read(0, there) < header_len {
+            return Err(HeaderFault::Short);
+        }
+        let header = Header::parse(&bytes, little_endian);
+        let frame_len = self.chain.readable_len().saturating_sub(header_len);
+        let clean = self.rules.check(&header, frame_len)?;
+        self.headers
+            .set(self.chain.head(), clean.emit(little_endian));
+        Ok(())
+    }
+
+    /// Fills `iov` with the checked header, where the peer takes one, and the frame; returns its length.
+    fn lend_frame(&mut self) -> Result<usize, HeaderFault> {
+        let Layout {
+            header_len,
+            host_header_len,
+            ..
+        } = self.layout;
+        self.iov.clear();
+        if host_header_len != 0 {
+            let header = self.headers.lend(self.chain.head(), host_header_len);
+            self.iov.push(header.ok_or(HeaderFault::Short)?);
+        }
+        let mut skip = header_len;
+        for segment in self.chain.readable() {
+            if skip >= segment.len() {
+                skip -= segment.len();
+            } else if skip > 0 {
+                self.iov.push(lend_from(segment, skip));
+                skip = 0;
+            } else {
+                self.iov.push(lend(segment));
+            }
+        }
+        if self.iov.len() > MAX_SEGMENTS {
+            return Err(HeaderFault::Giant);
+        }
+        Ok(host_header_len + self.chain.readable_len().saturating_sub(header_len))
+    }
+
+    /// Ends a batch: the peer sends what it kept back, the driver sees what is done.
+    fn finish(&mut self, port: &Port, statistics: &mut TxStatistics) {
+        let flight = &mut self.flight;
+        port.flush(&mut |token| {
+            if !flight.complete(token) {
+                statistics.stray_completions += 1;
+            }
+        });
+        self.publish(statistics);
+    }
+
+    fn publish(&mut self, statistics: &mut TxStatistics) {
+        if self.flight.queue.publish() == 0 {
+            return;
+        }
+        statistics.batches += 1;
+        if self.flight.queue.needs_notification() {
+            statistics.notifications += 1;
+            self.loan.call.notify();
+        }
+    }
+}
+
+impl<M: QueueMemory> Flight<M> {
+    /// The frame of `head` is sent or dropped. Nothing was written into it.
+    fn done(&mut self, head: u16) {
+        let pushed = self.queue.push_used(head, 0);
+        debug_assert!(pushed.is_ok(), "{pushed:?}");
+    }
+
+    /// The peer keeps the frame in `chain`, which is replaced by an empty one.
+    fn keep(&mut self, chain: &mut Chain<M>) {
+        let empty = self.spare.pop().unwrap_or_default();
+        let chain = std::mem::replace(chain, empty);
+        // The queue lets no head be in flight twice, and none past its end.
+        if let Some(slot) = self.lent.get_mut(usize::from(chain.head())) {
+            *slot = Some(chain);
+            self.count += 1;
+        }
+    }
+
+    /// The peer is finished with a frame. `false` if it did not have it.
+    fn complete(&mut self, token: Token) -> bool {
+        let slot = usize::try_from(token.0)
+            .ok()
+            .and_then(|head| self.lent.get_mut(head));
+        let Some(chain) = slot.and_then(Option::take) else {
+            return false;
+        };
+        self.count -= 1;
+        self.done(chain.head());
+        self.spare.push(chain);
+        true
+    }
+}
+
+impl<M: QueueMemory> fmt::Debug for Tx<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tx")
+            .field("queue", &self.active.as_ref().map(|a| &a.flight.queue))
+            .field("in_flight", &self.in_flight())
+            .field("statistics", &self.statistics)
+            .finish_non_exhaustive()
+    }
+}
