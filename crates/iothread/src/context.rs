@@ -122,7 +122,8 @@ pub trait AioContext: Send + Sync + fmt::Debug {
     /// Changes what a watch waits for. Does nothing for a watch that is gone.
     fn set_interest(&self, id: WatchId, interest: Interest);
 
-    /// Ends a watch. No call of its handler begins afterwards; one that runs is not waited for.
+    /// Ends a watch. No call of its handler begins afterwards; one that runs is not waited for. The
+    /// descriptor is let go before work runs that is scheduled afterwards.
     fn remove_fd(&self, id: WatchId);
 
     /// Makes a timer, disarmed.

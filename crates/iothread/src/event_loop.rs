@@ -156,13 +156,24 @@ impl EventLoop {
         drop(released);
 
         let mut waiting = lock(&self.waiting);
-        let Waiting { poller, ready, .. } = &mut *waiting;
+        let Waiting {
+            poller,
+            changes,
+            ready,
+        } = &mut *waiting;
         let polled = poller.poll(timeout, deadline);
         let mut state = self.state();
         state.sleeping = false;
         polled?;
         poller.take_ready(ready);
         state.gather(ready, self.clock.now());
+        // Work that was scheduled after a watch was removed finds it gone, its descriptor let go.
+        state.take_changes(changes);
+        drop(state);
+        let mut released = Vec::new();
+        poller.apply(changes.drain(..), &mut released);
+        drop(waiting);
+        drop(released);
         Ok(())
     }
 

@@ -276,6 +276,23 @@ fn work_scheduled_by_work_runs_in_the_next_turn() {
 }
 
 #[test]
+fn work_scheduled_after_a_removal_finds_the_descriptor_let_go() {
+    let thread = IoThread::new("io").unwrap();
+    let context = thread.context();
+    let handler = Handler::new(|_| ());
+    for _ in 0..200 {
+        let (fd, _other) = pair();
+        let id = context
+            .add_fd(fd.clone(), Interest::READ, weak(&handler))
+            .unwrap();
+        let (send, count) = mpsc::channel();
+        context.remove_fd(id);
+        context.schedule(Box::new(move || send.send(Arc::strong_count(&fd)).unwrap()));
+        assert_eq!(count.recv_timeout(DEADLINE).unwrap(), 1);
+    }
+}
+
+#[test]
 fn a_handler_may_turn_the_loop_and_waits_for_what_the_turn_still_owes() {
     let context = EventLoop::new().unwrap();
     let done = Arc::new(AtomicBool::new(false));

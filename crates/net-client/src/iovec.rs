@@ -81,7 +81,7 @@ pub fn copy_from_iov(iov: &[IoVec], offset: usize, to: &mut [u8]) -> usize {
     for_each_run(iov, offset, to.len(), |base, len| {
         // SAFETY: `base` has `len` bytes by the promise of `IoVec::new`; `to` has them by the bound
         // given to `for_each_run`. The two cannot overlap, `to` being an exclusive borrow.
-        unsafe { ptr::copy_nonoverlapping(base, to.as_mut_ptr().add(copied), len) };
+        unsafe { ptr::copy_nonoverlapping(base, to.as_mut_ptr().wrapping_add(copied), len) };
         copied += len;
     });
     copied
@@ -94,7 +94,7 @@ pub fn copy_to_iov(iov: &[IoVec], offset: usize, from: &[u8]) -> usize {
     for_each_run(iov, offset, from.len(), |base, len| {
         // SAFETY: as in `copy_from_iov`, the other way round; that `from` is not inside `iov` holds
         // because a borrow of memory that is lent for writing cannot exist.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr().add(copied), base, len) };
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr().wrapping_add(copied), base, len) };
         copied += len;
     });
     copied

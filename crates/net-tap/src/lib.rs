@@ -1,1 +1,79 @@
-//! A tap interface as a net client
+//! A tap interface as a net client: what `-netdev tap` makes.
+//!
+//! [`TapNetdev`] is the netdev, [`TapQueue`] the client behind each of its ports, [`Tap`] the bare
+//! interface. [`register`] makes the kind known to a netdev table:
+//!
+//! ```no_run
+//! use net_client::NetClients;
+//!
+//! let netdevs = NetClients::new();
+//! net_tap::register(&netdevs);
+//! let tap = netdevs.add("tap,id=tap0,ifname=vm0,ip=10.0.2.2/24")?;
+//! assert_eq!(tap.info(), "ifname=vm0,script=no,downscript=no");
+//! # Ok::<(), net_client::NetdevError>(())
+//! ```
+//!
+//! or, without an option string:
+//!
+//! ```no_run
+//! use net_tap::{TapConfig, TapNetdev};
+//!
+//! let config = TapConfig { ifname: Some("vm0".into()), ..TapConfig::default() };
+//! let tap = TapNetdev::open("tap0", &config)?;
+//! # Ok::<(), net_tap::TapError>(())
+//! ```
+//!
+//! # The interface
+//!
+//! It is made when the netdev is, and gone when the netdev is dropped and its context has turned
+//! once more. One that exists under the name (`ip tuntap add dev vm0 mode tap user $USER`) is taken,
+//! which needs no privilege of its owner, and stays. No script is run; `ip=` sets the host's address
+//! and brings the interface up. Every error names the interface, the system call, and what can be
+//! done without privilege.
+//!
+//! # Frames
+//!
+//! Frames are written from, and read into, the memory that the peer lends, one system call each. With
+//! `vnet_hdr` (the default) each has a `virtio_net_hdr` in front, which carries checksum and
+//! segmentation offloads both ways; [`VnetHeader`](net_client::VnetHeader) sets its length and what
+//! the peer copes with.
+//!
+//! A frame that the host refuses is dropped and counted by reason; one that it has no room for stays
+//! with the peer. An interface deleted meanwhile is said once, and not watched any more.
+//!
+//! | option | means |
+//! |---|---|
+//! | `ifname` | the interface; by default the first free of `tap0`, `tap1`, ... |
+//! | `vnet_hdr` | `on`, `off`; by default on where the kernel can |
+//! | `ip` | address and prefix length of the host's side (not in QEMU) |
+//! | `queues` | 1 |
+//! | `script`, `downscript` | `no`, which is the default here |
+//! | `vhost` | `off` |
+//!
+//! Not supported, and refused by name: `fd`, `fds`, `helper`, `br`, `sndbuf`, more queues, vhost.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `config` | the options |
+//! | `tap` | the interface |
+//! | `queue` | the net client |
+//! | `engine` | how frames get in and out |
+//! | `address` | the host's address, over netlink |
+//! | `netdev` | the netdev, its registration |
+//! | `sys` | system calls |
+
+mod address;
+mod config;
+mod engine;
+mod error;
+mod netdev;
+mod queue;
+mod sys;
+mod tap;
+
+pub use address::HostAddress;
+pub use config::{OptionError, TapConfig};
+pub use error::TapError;
+pub use netdev::{TapNetdev, register};
+pub use queue::TapQueue;
+pub use tap::{INITIAL_HEADER_LEN, Tap};

@@ -1,0 +1,131 @@
+//! The system calls of a tap.
+#![expect(unsafe_code, reason = "ioctl, readv and writev")]
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use libc::{c_char, c_int, c_short, c_uint, c_void};
+use net_client::IoVec;
+
+/// The longest name of an interface, without its NUL.
+pub(crate) const NAME_MAX: usize = libc::IFNAMSIZ - 1;
+
+/// Makes or takes the interface `name`, and returns its name: a `%d` is filled in by the kernel.
+/// `name` fits [`NAME_MAX`].
+pub(crate) fn set_interface(fd: BorrowedFd<'_>, name: &str, flags: c_int) -> io::Result<String> {
+    // SAFETY: all-zero bytes are a valid `ifreq`, which is integers, pointers and arrays of those.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    // The last byte stays 0.
+    for (to, from) in request.ifr_name[..NAME_MAX].iter_mut().zip(name.bytes()) {
+        *to = c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_flags = c_short::try_from(flags).map_err(|_| invalid())?;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
+    request.ifr_name[NAME_MAX] = 0;
+    let bytes = request.ifr_name.map(|c| c.to_ne_bytes()[0]);
+    let name = CStr::from_bytes_until_nul(&bytes).unwrap_or_default();
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// TUNGETFEATURES: the IFF_ flags that the driver knows.
+pub(crate) fn features(fd: BorrowedFd<'_>) -> io::Result<c_int> {
+    let mut features: c_uint = 0;
+    // SAFETY: TUNGETFEATURES writes one `unsigned int`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETFEATURES, &mut features) })?;
+    Ok(features.cast_signed())
+}
+
+/// TUNSETVNETHDRSZ.
+pub(crate) fn set_header_len(fd: BorrowedFd<'_>, len: usize) -> io::Result<()> {
+    let len = c_int::try_from(len).map_err(|_| invalid())?;
+    // SAFETY: TUNSETVNETHDRSZ reads one `int`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &len) })
+}
+
+/// TUNSETVNETLE.
+pub(crate) fn set_little_endian(fd: BorrowedFd<'_>, little_endian: bool) -> io::Result<()> {
+    let value = c_int::from(little_endian);
+    // SAFETY: TUNSETVNETLE reads one `int`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETLE, &value) })
+}
+
+/// TUNSETOFFLOAD with TUN_F_ bits.
+pub(crate) fn set_offload(fd: BorrowedFd<'_>, bits: c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    check(unsafe {
+        libc::ioctl(
+            fd.as_raw_fd(),
+            libc::TUNSETOFFLOAD,
+            libc::c_ulong::from(bits),
+        )
+    })
+}
+
+/// The index of an interface in this network namespace.
+pub(crate) fn interface_index(name: &str) -> io::Result<u32> {
+    let name = CString::new(name)?;
+    // SAFETY: `name` is a string that ends in NUL and lives across the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
+}
+
+/// Writes one frame.
+pub(crate) fn write(fd: BorrowedFd<'_>, iov: &[IoVec]) -> io::Result<usize> {
+    again_if_interrupted(|| match iov {
+        [one] => {
+            // SAFETY: the memory is there for as long as the frame is lent, by `IoVec::new`.
+            unsafe { libc::write(fd.as_raw_fd(), one.base().cast::<c_void>(), one.len()) }
+        }
+        many => {
+            // SAFETY: `IoVec` is laid out as `struct iovec`, and its memory is there as above.
+            unsafe { libc::writev(fd.as_raw_fd(), many.as_ptr().cast(), count(many)) }
+        }
+    })
+}
+
+/// Reads one frame.
+pub(crate) fn read(fd: BorrowedFd<'_>, iov: &[IoVec]) -> io::Result<usize> {
+    again_if_interrupted(|| match iov {
+        [one] => {
+            // SAFETY: the memory may be written for as long as it is lent, by `IoVec::new`.
+            unsafe { libc::read(fd.as_raw_fd(), one.base().cast::<c_void>(), one.len()) }
+        }
+        many => {
+            // SAFETY: `IoVec` is laid out as `struct iovec`, and its memory is there as above.
+            unsafe { libc::readv(fd.as_raw_fd(), many.as_ptr().cast(), count(many)) }
+        }
+    })
+}
+
+/// More vectors than the kernel takes are refused by it with EINVAL.
+fn count(iov: &[IoVec]) -> c_int {
+    c_int::try_from(iov.len()).unwrap_or(c_int::MAX)
+}
+
+fn again_if_interrupted(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        if let Ok(len) = usize::try_from(call()) {
+            return Ok(len);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+fn invalid() -> io::Error {
+    io::Error::from_raw_os_error(libc::EINVAL)
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
