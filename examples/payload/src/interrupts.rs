@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use payload::ExitStatus;
 use virtio_guest::MsixMessage;
 
-use crate::{exit, machine};
+use crate::{exit, machine, port};
 
 /// How long a tick of the timer is, in milliseconds.
 pub(crate) const TICK: u64 = 10;
@@ -59,6 +59,10 @@ pub(crate) fn start() {
     // SAFETY: the table is complete, static, and from here on read only by the processor.
     unsafe { asm!("lidt [{}]", in(reg) &pointer, options(readonly, nostack, preserves_flags)) };
 
+    // The legacy interrupt controllers have vectors that are exceptions' by now.
+    for data_port in [0x21, 0xa1] {
+        port::write_u8(data_port, 0xff);
+    }
     write_apic(SPURIOUS, APIC_ENABLE | SPURIOUS_VECTOR);
     write_apic(TIMER_DIVIDE, DIVIDE_BY_1);
     write_apic(TIMER, TIMER_PERIODIC | TIMER_VECTOR);

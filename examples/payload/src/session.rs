@@ -73,7 +73,10 @@ pub fn run<M: Machine>(machine: &M, info: &BootInfo) -> Result<Summary, Option<E
     let driver =
         NetDriver::<_, { QUEUE_SIZE as usize }>::new(transport, DmaMemory::new(info.dma), &config)?;
     let mac = EthernetAddress(driver.mac());
-    machine.print(format_args!("MAC {mac}"));
+    let [a, b, c, d, e, f] = mac.0;
+    machine.print(format_args!(
+        "MAC {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
+    ));
     machine.print(format_args!(
         "features {:#x}",
         driver.features().bits().to_ne()
@@ -147,6 +150,9 @@ fn converse<M: Machine>(
     let mut waiting_since = None;
     let mut idle_since = machine.now();
     loop {
+        // Asked for before the look, so that whatever comes after it ends the sleep below; unless
+        // something was there before the request, for which no interrupt will come.
+        let look_again = wire.device.driver().prepare_sleep();
         interface.poll(now(), wire, &mut sockets);
 
         if let Some(since) = waiting_since {
@@ -178,10 +184,9 @@ fn converse<M: Machine>(
             return summary;
         }
 
-        if !wire.device.driver().prepare_sleep() {
+        if !look_again {
             machine.sleep();
         }
-        wire.device.driver().wake();
     }
 }
 
