@@ -210,8 +210,7 @@ impl PciBusRole {
             let id = id.map_or_else(String::new, |id| format!(",id={id}"));
             return Some(format!("{}{id}", sibling.type_name()));
         }
-        (self.bus.function(devfn))
-            .map(|function| format!("a function of the machine ({function:?})"))
+        self.bus.function(devfn).map(|_| "the machine".to_owned())
     }
 }
 
