@@ -26,6 +26,7 @@
 //! | `lend` | guest memory and buffers of our own, as lent to the peer |
 //! | `kick` | watching a queue's kick |
 //! | `statistics` | what each queue counts |
+//! | [`object`] | the type `virtio-net-device` |
 //!
 //! Locks, in the order in which they may be taken: the transport's, the device's (`device`), then one of
 //! a queue's (`rx`, `tx`, `ctrl`); a transmit queue's may be held while a receive queue's is taken (a
@@ -41,6 +42,7 @@ mod features;
 mod header;
 mod kick;
 mod lend;
+pub mod object;
 mod pair;
 mod rx;
 mod statistics;

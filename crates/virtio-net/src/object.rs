@@ -10,13 +10,11 @@ use std::sync::Arc;
 
 use iothread::AioContext;
 use net_client::{NetClients, Port};
-use qdev::{
-    DeviceLevel, Error, MAC_ADDRESS, MacAddr, Machine, add_level, not_supported, only_off,
-};
+use qdev::{DeviceLevel, Error, MAC_ADDRESS, MacAddr, Machine, add_level, not_supported, only_off};
 use qom::{Object, PropertyError, PropertyInfo, TypeInfo, TypeRegistry, Value};
 use virtio_bus::DeviceRef;
 use virtio_bus::object::VIRTIO_DEVICE;
-use vm_memory::GuestAddressSpace;
+use virtqueue::QueueMemory;
 
 use crate::{VirtioNet, VirtioNetConfig};
 
@@ -29,13 +27,15 @@ pub const VIRTIO_NET: &str = "virtio-net-device";
 /// [`qom::Error::DuplicateType`] if that was done already.
 pub fn register_types<M>(registry: &mut TypeRegistry) -> Result<(), qom::Error>
 where
-    M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static,
+    M: QueueMemory + fmt::Debug,
 {
-    registry.register(TypeInfo::new(VIRTIO_NET, VIRTIO_DEVICE).class_init(|class| {
-        class.add_properties(PROPERTIES);
-        class.add_properties(UNBUILT);
-        add_level(class, VirtioNetLevel::<M>(PhantomData));
-    }))
+    registry.register(
+        TypeInfo::new(VIRTIO_NET, VIRTIO_DEVICE).class_init(|class| {
+            class.add_properties(PROPERTIES);
+            class.add_properties(UNBUILT);
+            add_level(class, VirtioNetLevel::<M>(PhantomData));
+        }),
+    )
 }
 
 const fn on(name: &'static str) -> PropertyInfo {
@@ -109,7 +109,7 @@ struct VirtioNetLevel<M>(PhantomData<fn() -> M>);
 
 impl<M> DeviceLevel for VirtioNetLevel<M>
 where
-    M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static,
+    M: QueueMemory + fmt::Debug,
 {
     fn realize(&self, device: &Arc<Object>, machine: &Arc<Machine>) -> Result<(), Error> {
         let ports = backend(device, machine)?;
@@ -119,8 +119,8 @@ where
             Some(mac) => mac,
             None => free_address(machine),
         };
-        let model = VirtioNet::<M>::new(config(device, mac)?, ports, contexts)
-            .map_err(Error::other)?;
+        let model =
+            VirtioNet::<M>::new(config(device, mac)?, ports, contexts).map_err(Error::other)?;
         device.set_part(NicAddress(mac));
         device.set_part::<DeviceRef<M>>(model.clone());
         device.share_part(model);
