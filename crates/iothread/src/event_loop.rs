@@ -192,6 +192,10 @@ impl EventLoop {
         while turning.busy {
             turning = self.await_turn(turning);
         }
+        self.begin(turning)
+    }
+
+    fn begin(&self, mut turning: MutexGuard<'_, Turning>) -> Turn<'_> {
         turning.busy = true;
         self.current.store(this_thread(), Ordering::Relaxed);
         Turn {
@@ -296,24 +300,31 @@ impl AioContext for EventLoop {
     }
 
     fn wait_while(&self, condition: &mut dyn FnMut() -> bool) {
+        let turn = || {
+            if let Err(error) = self.turn(None) {
+                tracing::error!(%error, "an event loop cannot wait");
+            }
+        };
+        if self.is_current() {
+            while condition() {
+                turn();
+            }
+            return;
+        }
         loop {
             // Read before the condition, so that a turn that ends it in between is not missed.
-            let seen = {
-                let turning = lock(&self.turning);
-                (turning.has_thread && !self.is_current()).then_some(turning.turns)
-            };
+            let seen = lock(&self.turning).turns;
             if !condition() {
                 return;
             }
-            let Some(seen) = seen else {
-                if let Err(error) = self.turn(None) {
-                    tracing::error!(%error, "an event loop cannot wait");
-                }
-                continue;
-            };
             let mut turning = lock(&self.turning);
-            while turning.has_thread && turning.turns == seen {
+            while turning.turns == seen && (turning.busy || turning.has_thread) {
                 turning = self.await_turn(turning);
+            }
+            if turning.turns == seen {
+                // Nobody turns the loop, and nobody has since the condition held.
+                let _turn = self.begin(turning);
+                turn();
             }
         }
     }

@@ -373,6 +373,27 @@ fn wait_while_sleeps_until_a_turn_of_the_thread_ends_the_condition() {
 }
 
 #[test]
+fn wait_while_ends_though_another_thread_keeps_turning_a_loop_run_by_hand() {
+    let context = EventLoop::new().unwrap();
+    let (turner, stop) = (context.clone(), Arc::new(AtomicBool::new(false)));
+    let stopped = stop.clone();
+    let thread = std::thread::spawn(move || {
+        while !stopped.load(Ordering::SeqCst) {
+            turner.turn(None).unwrap();
+        }
+    });
+    for _ in 0..200 {
+        let done = Arc::new(AtomicBool::new(false));
+        let flag = done.clone();
+        context.schedule(Box::new(move || flag.store(true, Ordering::SeqCst)));
+        context.wait_while(&mut || !done.load(Ordering::SeqCst));
+    }
+    stop.store(true, Ordering::SeqCst);
+    context.wake();
+    thread.join().unwrap();
+}
+
+#[test]
 fn dropping_the_thread_runs_what_was_scheduled_and_leaves_a_loop_to_turn_by_hand() {
     let thread = IoThread::new("io").unwrap();
     let context = thread.context();

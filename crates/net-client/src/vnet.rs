@@ -2,7 +2,8 @@
 
 use std::io;
 
-/// What the receiver of frames copes with, so that the sender need not do it. [TUNSETOFFLOAD]
+/// What the receiver of frames copes with, so that the sender need not do it: what TUNSETOFFLOAD of a tap
+/// says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
     /// Frames with a partial checksum.

@@ -265,3 +265,158 @@ fn into_io(error: TapError) -> io::Error {
     };
     io::Error::new(kind, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use iothread::EventLoop;
+    use net_client::Recorder;
+
+    use super::*;
+
+    /// Answers as it is told, in order; then that there is no room and no frame.
+    #[derive(Debug, Default)]
+    struct Scripted {
+        writes: Mutex<VecDeque<Result<Received, i32>>>,
+        reads: Mutex<VecDeque<Result<Read, i32>>>,
+        calls: AtomicUsize,
+    }
+
+    impl Scripted {
+        fn next<T>(&self, answers: &Mutex<VecDeque<Result<T, i32>>>) -> io::Result<T> {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            let answer = answers.lock().unwrap().pop_front();
+            answer
+                .unwrap_or(Err(libc::EAGAIN))
+                .map_err(io::Error::from_raw_os_error)
+        }
+    }
+
+    impl Engine for Arc<Scripted> {
+        fn write(&self, _frame: &Frame<'_>) -> io::Result<Received> {
+            self.next(&self.writes)
+        }
+
+        fn flush(&self, _done: &mut dyn FnMut(Token)) {}
+
+        fn read(&self, _token: Token, _iov: &[IoVec]) -> io::Result<Read> {
+            self.next(&self.reads)
+        }
+
+        fn revoke(&self) {}
+    }
+
+    struct Bench {
+        queue: Arc<TapQueue>,
+        engine: Arc<Scripted>,
+        nic: Arc<Recorder>,
+        context: Arc<EventLoop>,
+    }
+
+    /// A queue whose descriptor is one end of a socket pair, always writable.
+    fn bench() -> Bench {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        // Kept open, so that nothing hangs up.
+        std::mem::forget(theirs);
+        let tap = Arc::new(Tap::for_tests(ours.into()));
+        let engine = Arc::new(Scripted::default());
+        let queue = TapQueue::with_engine("tap0", tap, Box::new(engine.clone()));
+        let nic = Recorder::new("nic");
+        let context = EventLoop::new().unwrap();
+        let shared: Arc<dyn AioContext> = context.clone();
+        Port::connect(nic.port(), queue.port(), &shared).unwrap();
+        Bench {
+            queue,
+            engine,
+            nic,
+            context,
+        }
+    }
+
+    #[test]
+    fn a_write_that_would_block_is_tried_again_when_there_is_room_and_once() {
+        let Bench {
+            queue: _queue,
+            nic,
+            context,
+            ..
+        } = bench();
+        assert_eq!(nic.port().send_bytes(b"x"), Received::Busy);
+        assert_eq!(nic.rooms_heard(), 0);
+        context.turn(None).unwrap();
+        assert_eq!(nic.rooms_heard(), 1);
+        // Nobody waits any more.
+        assert_eq!(context.turn(Some(std::time::Duration::ZERO)).unwrap(), 0);
+    }
+
+    #[test]
+    fn each_error_of_a_write_drops_the_frame_for_its_reason() {
+        let table = [
+            (libc::EIO, DropReason::LinkDown),
+            (libc::EINVAL, DropReason::Malformed),
+            (libc::EFAULT, DropReason::Malformed),
+            (libc::ENOBUFS, DropReason::Backend),
+            (libc::ENOMEM, DropReason::Backend),
+            (libc::EBADFD, DropReason::Backend),
+        ];
+        for (errno, reason) in table {
+            let bench = bench();
+            bench.engine.writes.lock().unwrap().push_back(Err(errno));
+            assert_eq!(bench.nic.port().send_bytes(b"x"), Received::Taken);
+            let received = bench.queue.port().statistics().received;
+            assert_eq!(received.dropped(reason), 1, "errno {errno}");
+            let watched = bench.queue.lock().at.is_some();
+            assert_eq!(watched, errno != libc::EBADFD, "errno {errno}");
+        }
+    }
+
+    #[test]
+    fn a_read_error_that_stays_ends_the_watch_and_one_that_passes_does_not() {
+        let table = [
+            (libc::EAGAIN, true, 0),
+            (libc::ENOBUFS, true, 1),
+            (libc::EFAULT, true, 1),
+            (libc::EBADFD, false, 1),
+            (libc::ENODEV, false, 1),
+            (libc::EIO, false, 1),
+        ];
+        for (errno, stays, drops) in table {
+            let bench = bench();
+            bench.engine.reads.lock().unwrap().push_back(Err(errno));
+            bench.queue.ready(Readiness {
+                readable: true,
+                ..Readiness::default()
+            });
+            assert_eq!(bench.queue.lock().at.is_some(), stays, "errno {errno}");
+            let sent = bench.queue.port().statistics().sent;
+            assert_eq!(sent.dropped(DropReason::Backend), drops, "errno {errno}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_descriptor_ends_the_watch() {
+        let bench = bench();
+        bench.queue.ready(Readiness {
+            error: true,
+            ..Readiness::default()
+        });
+        assert!(bench.queue.lock().at.is_none());
+        assert_eq!(bench.engine.calls.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_frame_shorter_than_its_header_is_dropped() {
+        let bench = bench();
+        let reads = [Ok(Read::Frame(9)), Ok(Read::Frame(10))];
+        bench.engine.reads.lock().unwrap().extend(reads);
+        for _ in 0..2 {
+            bench.queue.ready(Readiness {
+                readable: true,
+                ..Readiness::default()
+            });
+        }
+        let sent = bench.queue.port().statistics().sent;
+        assert_eq!((sent.dropped(DropReason::Malformed), sent.frames), (1, 1));
+    }
+}

@@ -76,6 +76,17 @@ impl Tap {
         Ok(tap)
     }
 
+    /// Something that can be watched, in a tap's place.
+    #[cfg(test)]
+    pub(crate) fn for_tests(fd: std::os::fd::OwnedFd) -> Self {
+        Self {
+            file: fd.into(),
+            name: "tap0".into(),
+            vnet_hdr: true,
+            offloads: Offloads::default(),
+        }
+    }
+
     /// The interface's name.
     pub fn name(&self) -> &str {
         &self.name
