@@ -7,3 +7,4 @@ mod failures;
 mod looks;
 mod order;
 mod properties;
+mod tap;
