@@ -126,8 +126,11 @@ impl Apt {
             .context("apt-get download left no .deb file")?;
         let unpacked = scratch.join("unpacked");
         run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unpacked))?;
-        fs::rename(&unpacked, into)?;
-        Ok(())
+        match fs::rename(&unpacked, into) {
+            // Somebody else was faster.
+            Err(_) if into.is_dir() => Ok(()),
+            done => Ok(done?),
+        }
     }
 
     /// What apt would install as `package`; asks for new lists once if it knows none.

@@ -22,10 +22,15 @@ const RETRIES: u32 = 2;
 /// One guest asked for.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
+    /// Commands for the guest.
     pub(crate) guest: &'a str,
+    /// Commands for the host before the VMM starts.
     pub(crate) before: &'a str,
+    /// Commands for the host after the VMM has ended.
     pub(crate) after: &'a str,
+    /// The VMM's arguments.
     pub(crate) arguments: Vec<String>,
+    /// How long it may take.
     pub(crate) limits: Limits,
 }
 
