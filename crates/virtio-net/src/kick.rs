@@ -1,27 +1,12 @@
 //! Watching a queue's kick.
-#![expect(
-    unsafe_code,
-    reason = "an `EventFd` lends its descriptor only as a number"
-)]
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use iothread::{AioContext, FdHandler, Interest, TimerHandler, TimerId, WatchId};
+use iothread::{AioContext, FdHandler, Interest, TimerHandler, TimerId, WatchId, WatchedEventFd};
 use vmm_sys_util::eventfd::EventFd;
-
-/// An eventfd, kept open while a context watches it.
-struct KickFd(Arc<EventFd>);
-
-impl AsFd for KickFd {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open for as long as `self` owns the eventfd.
-        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
-    }
-}
 
 /// A kick under watch, perhaps with a timer; both end with its drop.
 pub(crate) struct Watch {
@@ -39,7 +24,7 @@ impl Watch {
         handler: Arc<dyn FdHandler>,
     ) -> io::Result<Self> {
         let id = context.add_fd(
-            Arc::new(KickFd(kick.clone())),
+            Arc::new(WatchedEventFd(kick.clone())),
             Interest::READ,
             Arc::downgrade(&handler),
         )?;

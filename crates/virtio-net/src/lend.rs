@@ -22,7 +22,7 @@ pub(crate) fn lend_from(segment: &Segment, skip: usize) -> IoVec {
     let skip = skip.min(segment.len());
     // SAFETY: `skip` is in the segment. The segment is mapped while its chain lives, and a queue here
     // drops no chain before the peer has completed (or has answered) the call that it lent it for.
-    unsafe { IoVec::new(segment.ptr().add(skip), segment.len() - skip) }
+    unsafe { IoVec::new(segment.ptr().wrapping_add(skip), segment.len() - skip) }
 }
 
 /// Headers of frames in flight, one for each head: copied from the guest once, so that what was checked
@@ -109,9 +109,11 @@ pub(crate) fn copy_frame(
                 continue;
             }
             let part = (here.len() - offset).min(vec.len() - at).min(len - copied);
+            let source = vec.base().wrapping_add(at);
+            let sink = here.ptr().wrapping_add(offset);
             // SAFETY: `part` bytes are left in either, the one mapped by its chain, the other by the
             // promise of `IoVec::new`. They may overlap, so it is a move.
-            unsafe { ptr::copy(vec.base().add(at), here.ptr().add(offset), part) };
+            unsafe { ptr::copy(source, sink, part) };
             at += part;
             offset += part;
             copied += part;

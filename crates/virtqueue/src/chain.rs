@@ -90,12 +90,12 @@ impl<M: QueueMemory> Chain<M> {
     pub fn write(&self, offset: usize, data: &[u8]) -> usize {
         let mut done = 0;
         each_run(&self.writable, offset, data.len(), |segment, at, len| {
+            let from = data.as_ptr().wrapping_add(done);
+            let to = segment.ptr.wrapping_add(at);
             // SAFETY: the segment's `at + len` bytes are mapped while `self.map` is held; `data` has
             // `done + len` bytes by the bound given to `each_run`. A slice of this process does not
             // overlap guest memory, of which no reference is ever made.
-            unsafe {
-                ptr::copy_nonoverlapping(data.as_ptr().add(done), segment.ptr.add(at), len);
-            }
+            unsafe { ptr::copy_nonoverlapping(from, to, len) };
             self.mark(segment, at, len);
             done += len;
         });
@@ -119,10 +119,10 @@ impl<M: QueueMemory> Chain<M> {
     pub fn read(&self, offset: usize, buf: &mut [u8]) -> usize {
         let mut done = 0;
         each_run(&self.readable, offset, buf.len(), |segment, at, len| {
+            let from = segment.ptr.wrapping_add(at);
+            let to = buf.as_mut_ptr().wrapping_add(done);
             // SAFETY: as in `write`, the other way round.
-            unsafe {
-                ptr::copy_nonoverlapping(segment.ptr.add(at), buf.as_mut_ptr().add(done), len);
-            }
+            unsafe { ptr::copy_nonoverlapping(from, to, len) };
             done += len;
         });
         done

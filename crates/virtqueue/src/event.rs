@@ -43,7 +43,13 @@ mod tests {
     #[test]
     fn each_of_all_events_is_seen_for_steps_of_every_kind() {
         for event in 0..=u16::MAX {
-            for (new, old) in [(0, 0xffff), (1, 0xff00), (0x8000, 0), (5, 5), (0xffff, 0)] {
+            for (new, old) in [
+                (0_u16, 0xffff_u16),
+                (1, 0xff00),
+                (0x8000, 0),
+                (5, 5),
+                (0xffff, 0),
+            ] {
                 let in_range = event.wrapping_sub(old) < new.wrapping_sub(old);
                 assert_eq!(need_event(event, new, old), in_range, "{event} {new} {old}");
             }

@@ -214,10 +214,7 @@ impl<M: QueueMemory> SplitDriver<M> {
         }
         let slot = u64::from(self.used_idx % self.config.size);
         let at = self.config.device + 4 + 8 * slot;
-        let (head, len) = (
-            u32::from_le(self.read(at)),
-            u32::from_le(self.read(at + 4)),
-        );
+        let (head, len) = (u32::from_le(self.read(at)), u32::from_le(self.read(at + 4)));
         self.used_idx = self.used_idx.wrapping_add(1);
         if let Some(chain) = usize::try_from(head)
             .ok()
@@ -268,6 +265,20 @@ impl<M: QueueMemory> SplitDriver<M> {
     /// Descriptors that are in no chain.
     pub fn free(&self) -> usize {
         self.free.len()
+    }
+
+    /// Goes on at `index`, as if so many chains had been made available and used before.
+    pub fn begin_at(&mut self, index: u16) {
+        self.avail_idx = index;
+        self.kick_asked = index;
+        self.used_idx = index;
+        self.set_avail_idx(index);
+        self.write(self.config.device + 2, index.to_le());
+    }
+
+    /// The memory that the rings are in.
+    pub fn memory(&self) -> &M {
+        &self.memory
     }
 
     /// What the driver would tell the transport.
