@@ -6,6 +6,7 @@
 //! | [`machine`] | a PC without processors: RAM, PCI host, ports, interrupts |
 //! | [`kvm`] | processors and interrupt controllers by KVM |
 //! | [`boot`] | what is in RAM before the first instruction |
+//! | [`devices`] | netdevs and devices from option strings |
 //! | [`cli`] | the command line |
 //! | [`terminal`] | the user's terminal as the machine's serial line |
 //! | [`readiness`] | waiting for descriptors |
@@ -16,6 +17,7 @@
 
 pub mod boot;
 pub mod cli;
+pub mod devices;
 pub mod kvm;
 pub mod machine;
 pub mod netns;

@@ -1,8 +1,7 @@
 //! What is in RAM before the first instruction, and where that is.
 //!
 //! There is no firmware: the VMM loads the kernel, writes the tables that firmware would, and starts
-//! the first processor in 64-bit mode with the first 4 GiB, and the first GiB of 64-bit BARs, mapped
-//! to themselves.
+//! the first processor in 64-bit mode with the first 4 GiB mapped to themselves.
 
 mod acpi;
 mod linux;
@@ -111,7 +110,7 @@ mod place {
     pub(super) const BOOT_INFO: GuestAddress = GuestAddress(0x6000);
     pub(super) const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
     pub(super) const STACK_TOP: GuestAddress = GuestAddress(0x8ff0);
-    /// Seven pages: one top level, one of gigabytes, five of 2 MiB pages.
+    /// Six pages: one top level, one of gigabytes, four of 2 MiB pages.
     pub(super) const PAGE_TABLES: GuestAddress = GuestAddress(0x9000);
     pub(super) const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
     pub(super) const COMMAND_LINE_MAX: usize = 0x1_0000;

@@ -5,10 +5,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::place::{GDT, PAGE_TABLES, STACK_TOP};
 use super::{BootError, Entry};
 use crate::machine::Memory;
-use crate::machine::layout::{GIB, PCI_MMIO64};
 
-/// Writes flat segments and an identity map of the first 4 GiB and of the first GiB of 64-bit
-/// BARs; gives an entry without its address.
+/// Writes flat segments and an identity map of the first 4 GiB; gives an entry without its address.
 pub(super) fn write_tables(memory: &Memory) -> Result<Entry, BootError> {
     for (at, descriptor) in (0..).zip(DESCRIPTORS) {
         memory.write_obj(descriptor.to_le(), GuestAddress(GDT.0 + at * 8))?;
@@ -17,8 +15,8 @@ pub(super) fn write_tables(memory: &Memory) -> Result<Entry, BootError> {
     let page = |index: u64| GuestAddress(PAGE_TABLES.0 + index * PAGE_SIZE);
     let entry = |table: GuestAddress, index: u64| GuestAddress(table.0 + index * 8);
     memory.write_obj((page(1).0 | PRESENT | WRITABLE).to_le(), page(0))?;
-    for (index, gigabyte) in (2..).zip([0, 1, 2, 3, PCI_MMIO64.start / GIB]) {
-        let directory = page(index);
+    for gigabyte in 0..4 {
+        let directory = page(2 + gigabyte);
         memory.write_obj(
             (directory.0 | PRESENT | WRITABLE).to_le(),
             entry(page(1), gigabyte),
@@ -55,5 +53,3 @@ const LARGE_PAGE_SIZE: u64 = 0x20_0000;
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 2;
 const LARGE: u64 = 1 << 7;
-/// One table of gigabytes is enough.
-const _: () = assert!(PCI_MMIO64.start / GIB < 512);

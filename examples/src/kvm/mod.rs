@@ -26,6 +26,16 @@ pub struct KvmError {
     source: io::Error,
 }
 
+impl KvmError {
+    /// For a run that does without KVM though it may be there.
+    pub(crate) fn unused() -> Self {
+        Self {
+            what: "opening /dev/kvm",
+            source: io::Error::other("not tried"),
+        }
+    }
+}
+
 /// Names what was asked when KVM refuses it.
 fn asked<T>(what: &'static str, result: Result<T, kvm_ioctls::Error>) -> Result<T, KvmError> {
     result.map_err(|errno| KvmError {

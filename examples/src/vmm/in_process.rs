@@ -32,9 +32,7 @@ pub(super) fn start(
     let control = machine.control().clone();
     // Nobody joins it: it ends by itself, and the process does not wait for one that does not.
     thread::Builder::new().name("guest".into()).spawn(move || {
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            run(&guest, &info)
-        }));
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&guest, &info)));
         control.report(match ended {
             Ok(status) => Event::GuestExit(status as u8),
             Err(_) => Event::Failed("the guest program has panicked".into()),
@@ -47,11 +45,11 @@ fn run(guest: &InProcessGuest, info: &BootInfo) -> ExitStatus {
     match payload::run(guest, info) {
         Ok(summary) => summary.status(),
         Err(None) => {
-            guest.print(format_args!("no virtio-net function"));
+            guest.print(format_args!("no virtio-net device on bus 0"));
             ExitStatus::NoDevice
         }
         Err(Some(error)) => {
-            guest.print(format_args!("cannot drive the device: {error}"));
+            guest.print(format_args!("the device cannot be driven: {error}"));
             ExitStatus::NoDevice
         }
     }

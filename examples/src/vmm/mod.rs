@@ -1,21 +1,25 @@
 //! The VMM as a program: from a command line to an exit status.
 
 mod ending;
+mod host_pings;
 mod in_process;
-mod on_kvm;
+mod run;
 
 pub use ending::Ending;
-pub use on_kvm::Run;
 
 use std::io;
+use std::time::{Duration, Instant};
 
-use crate::boot::{BootError, Image, LinuxImage};
+use crate::boot::{BootError, DEFAULT_INFO, Image, LinuxImage, Payload};
 use crate::cli::Options;
+use crate::devices::DeviceError;
 use crate::kvm::{KvmError, KvmVm};
-use crate::machine::{Machine, MachineConfig, MachineError};
+use crate::machine::{MachineError, ManualInterrupts};
 use crate::netns::{self, NetnsError};
 use crate::signals::EndSignals;
-use crate::terminal::{Keyboard, RawTerminal};
+
+use host_pings::HostPings;
+use run::Run;
 
 /// Why a machine was not made, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,9 @@ pub enum VmmError {
     /// No machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// A netdev or device cannot be made.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// No processors for it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -48,30 +55,95 @@ pub enum VmmError {
 /// # Errors
 /// Whatever keeps the machine from running; nothing of it is left behind.
 pub fn run(options: &Options) -> Result<Ending, VmmError> {
-    if options.own_network {
+    let (options, signals, host_pings) = prepare(options)?;
+    if let Some(kernel) = &options.kernel {
+        let image = Image::Linux(LinuxImage {
+            kernel: kernel.clone(),
+            initrd: options.initrd.clone(),
+            command_line: options.append.clone().unwrap_or_default(),
+        });
+        return linux(&options, &image, &signals);
+    }
+    embedded(&options, host_pings, &signals, KvmVm::new())
+}
+
+/// As [`run`] without a kernel does where there is no KVM.
+///
+/// # Errors
+/// Whatever keeps the machine from running; nothing of it is left behind.
+pub fn run_without_kvm(options: &Options) -> Result<Ending, VmmError> {
+    let (options, signals, host_pings) = prepare(options)?;
+    let unused = KvmError::unused();
+    embedded(&options, host_pings, &signals, Err(unused))
+}
+
+/// Fills in the defaults, and prepares the process: it has one thread so far. Says whether the host is to
+/// ping the guest.
+fn prepare(options: &Options) -> Result<(Options, EndSignals, bool), VmmError> {
+    let mut options = options.clone();
+    let by_default =
+        options.kernel.is_none() && options.netdevs.is_empty() && options.devices.is_empty();
+    if by_default {
+        options.netdevs = vec![format!("tap,id=tap0,ip={}/24", DEFAULT_INFO.host)];
+        options.devices = vec!["virtio-net-pci,netdev=tap0".into()];
+    }
+    if options.own_network || by_default && !netns::may_administer_networks() {
         netns::enter_new()?;
     }
     let signals = EndSignals::take().map_err(VmmError::Host)?;
-    let mut kvm = KvmVm::new()?;
-    let config = MachineConfig {
-        ram: options.ram,
-        exit_port: None,
-    };
-    let machine = Machine::new(&config, kvm.interrupts(), Box::new(io::stdout()))?;
-    let image = Image::Linux(LinuxImage {
-        kernel: options.kernel.clone().unwrap_or_default(),
-        initrd: options.initrd.clone(),
-        command_line: options.append.clone().unwrap_or_default(),
-    });
-    let run = Run {
-        machine: &machine,
-        image: &image,
-        vcpus: options.vcpus,
-        no_reboot: options.no_reboot,
-        deadline: None,
-        signals: &signals,
-    };
-    let _terminal = RawTerminal::enter().map_err(VmmError::Host)?;
-    let _keyboard = Keyboard::connect(machine.clone()).map_err(VmmError::Host)?;
-    run.on_kvm(&mut kvm)
+    Ok((options, signals, by_default))
 }
+
+fn linux(options: &Options, image: &Image, signals: &EndSignals) -> Result<Ending, VmmError> {
+    let kvm = KvmVm::new()?;
+    let run = Run::new(options, kvm.interrupts(), signals, None)?;
+    run.linux_on_kvm(kvm, image)
+}
+
+/// Runs the embedded guest: on KVM if there is one that can, else in this process.
+fn embedded(
+    options: &Options,
+    host_pings: bool,
+    signals: &EndSignals,
+    kvm: Result<KvmVm, KvmError>,
+) -> Result<Ending, VmmError> {
+    let deadline = || Some(Instant::now() + EMBEDDED_TIME);
+    let mut info = DEFAULT_INFO;
+    let pings = match host_pings.then(|| HostPings::new(info.guest, info.requests)) {
+        Some(Ok(pings)) => Some(pings),
+        Some(Err(error)) => {
+            println!("the host cannot ping the guest: {error}");
+            None
+        }
+        None => None,
+    };
+    if pings.is_none() {
+        info.requests = 0;
+    }
+
+    let why = match kvm {
+        Err(error) => error.to_string(),
+        Ok(kvm) => {
+            let image = Image::Payload(Payload {
+                image: PAYLOAD,
+                info,
+            });
+            let run = Run::new(options, kvm.interrupts(), signals, deadline())?;
+            let ending = run.embedded_on_kvm(kvm, &image, pings.as_ref())?;
+            match ending {
+                Ending::CannotRun(why) => why,
+                ending => return Ok(ending),
+            }
+        }
+    };
+    println!("{why}: the guest's program runs in this process");
+    let interrupts = ManualInterrupts::new();
+    let run = Run::new(options, interrupts.interrupts(), signals, deadline())?;
+    run.embedded_in_process(&interrupts, info, pings.as_ref())
+}
+
+/// The embedded guest, as the build script made it.
+const PAYLOAD: &[u8] = include_bytes!(env!("PAYLOAD_ELF"));
+
+/// How long the embedded guest may take: much, on a host that emulates its processor.
+const EMBEDDED_TIME: Duration = Duration::from_secs(120);

@@ -1,0 +1,64 @@
+//! A packet's way with no KVM: a driver in this process, over the machine's own ports, BARs and
+//! messages, to the host's stack behind a real tap.
+
+mod support;
+
+use support::{MESSAGES, Rig, in_own_network, interfaces, wait_until};
+
+#[test]
+fn the_hosts_stack_answers_arp_and_ping() {
+    in_own_network("the_hosts_stack_answers_arp_and_ping", || {
+        let rig = Rig::with_nic(",mac=52:54:00:ab:cd:ef");
+        let mut driver = rig.driver();
+        assert_eq!(driver.net.mac(), [0x52, 0x54, 0, 0xab, 0xcd, 0xef]);
+        assert!(driver.net.is_link_up());
+        let host = driver.resolve_host();
+        for sequence in 1..=100 {
+            driver.ping_host(host, sequence);
+        }
+        // Each answer that was slept for was told of by the receive queue's own message.
+        let receive = MESSAGES[1].data;
+        assert!(driver.messages.contains(&receive), "{:?}", driver.messages);
+    });
+}
+
+#[test]
+fn a_reset_gives_everything_back_and_the_next_driver_works() {
+    in_own_network(
+        "a_reset_gives_everything_back_and_the_next_driver_works",
+        || {
+            let rig = Rig::with_nic("");
+            for round in 1..=3 {
+                let mut driver = rig.driver();
+                let host = driver.resolve_host();
+                driver.ping_host(host, round);
+                // Without a word to the device: the machine is reset under the driver.
+                rig.devices.reset();
+                rig.machine.reset().unwrap();
+                assert_eq!(rig.interrupts.vectors().1, 0, "a vector is still routed");
+                rig.machine.assign_resources().unwrap();
+            }
+        },
+    );
+}
+
+#[test]
+fn nothing_is_left_when_a_machine_goes_with_its_driver_at_work() {
+    in_own_network(
+        "nothing_is_left_when_a_machine_goes_with_its_driver_at_work",
+        || {
+            let before = interfaces();
+            let rig = Rig::with_nic("");
+            let mut driver = rig.driver();
+            let host = driver.resolve_host();
+            driver.ping_host(host, 1);
+            let memory = std::sync::Arc::downgrade(rig.machine.memory());
+            let interrupts = rig.interrupts.clone();
+            drop((rig, driver));
+            assert_eq!(interrupts.vectors(), (0, 0));
+            assert_eq!(memory.strong_count(), 0, "somebody holds guest memory");
+            // An interface goes when the last descriptor is closed, which the kernel may put off.
+            wait_until("the tap is gone", || interfaces() == before);
+        },
+    );
+}

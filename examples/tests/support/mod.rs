@@ -1,0 +1,259 @@
+//! What the tests share: a network namespace of their own, and a driver in place of a guest.
+#![expect(
+    unsafe_code,
+    reason = "a child enters its namespace between fork and exec"
+)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "clippy takes only what is marked as a test for one"
+)]
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test uses a part, some all of it"
+)]
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use examples::devices::Devices;
+use examples::machine::layout::MIB;
+use examples::machine::{DriverView, Machine, MachineConfig, ManualInterrupts};
+use examples::netns;
+use virtio_guest::{
+    DmaMemory, DmaRegion, Interrupts, MsixMessage, NetConfig, NetDriver, VirtioPciTransport, pci,
+};
+
+/// Runs `body` in a network namespace of its own: the test called `name` starts itself again there.
+/// Where that cannot be, or no tap can be made there, says so and passes, but fails in CI.
+pub(crate) fn in_own_network(name: &str, body: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        return match File::options().read(true).write(true).open("/dev/net/tun") {
+            Ok(_) => body(),
+            Err(error) => skip(&format!("/dev/net/tun: {error}")),
+        };
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1");
+    // SAFETY: the child has one thread, and what it calls waits for no lock of another's.
+    unsafe { command.pre_exec(|| netns::enter_new().map_err(io::Error::other)) };
+    match command.output() {
+        Err(error) => skip(&format!("no network namespace: {error}")),
+        Ok(output) => {
+            print!("{}", String::from_utf8_lossy(&output.stdout));
+            eprint!("{}", String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success(), "{name}: {}", output.status);
+        }
+    }
+}
+
+/// Passes with a line that says why, or fails in CI.
+pub(crate) fn skip(why: &str) {
+    assert_ne!(
+        std::env::var("CI").as_deref(),
+        Ok("true"),
+        "cannot be tested here: {why}"
+    );
+    println!("not tested: {why}");
+}
+
+/// Names of the network interfaces of this process's namespace.
+pub(crate) fn interfaces() -> BTreeSet<String> {
+    let table = std::fs::read_to_string("/proc/self/net/dev").unwrap();
+    table
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, _)| name.trim().to_owned())
+        .collect()
+}
+
+/// Waits until `condition` holds. The deadline only ends a test that hangs.
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// A machine that the test drives itself.
+pub(crate) struct Rig {
+    // In the order in which they are dropped.
+    pub(crate) devices: Devices,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) interrupts: Arc<ManualInterrupts>,
+}
+
+impl Rig {
+    /// With no devices.
+    pub(crate) fn new() -> Self {
+        let interrupts = ManualInterrupts::new();
+        let config = MachineConfig {
+            ram: 16 * MIB,
+            exit_port: None,
+        };
+        let console = Box::new(io::sink());
+        let machine = Machine::new(&config, interrupts.interrupts(), console).unwrap();
+        let devices = Devices::new(&machine).unwrap();
+        Self {
+            devices,
+            machine,
+            interrupts,
+        }
+    }
+
+    /// With a tap whose host's side is 10.0.2.2, and a NIC on it with these properties.
+    pub(crate) fn with_nic(properties: &str) -> Self {
+        let rig = Self::new();
+        rig.devices
+            .netdev_add("tap,id=tap0,ip=10.0.2.2/24")
+            .unwrap();
+        rig.devices
+            .device_add(&format!("virtio-net-pci,netdev=tap0{properties}"))
+            .unwrap();
+        rig.machine.assign_resources().unwrap();
+        rig
+    }
+
+    /// The driver of the first NIC, started with one message for each queue.
+    pub(crate) fn driver(&self) -> Driver {
+        let view = DriverView::new(self.machine.clone());
+        let address = pci::functions(&view, 0)
+            .find(|function| pci::is_virtio_net(&view, *function))
+            .expect("configuration space shows a virtio-net function");
+        let transport = VirtioPciTransport::probe(view, address).unwrap();
+        let config = NetConfig {
+            interrupts: Interrupts::Messages(&MESSAGES),
+            ..NetConfig::default()
+        };
+        let net = NetDriver::new(transport, DmaMemory::new(DMA), &config).unwrap();
+        Driver {
+            net,
+            interrupts: self.interrupts.clone(),
+            messages: BTreeSet::new(),
+        }
+    }
+}
+
+/// A started driver, and what it was told by message.
+pub(crate) struct Driver {
+    pub(crate) net: NetDriver<DriverView, 64>,
+    pub(crate) interrupts: Arc<ManualInterrupts>,
+    /// Data of all messages that came.
+    pub(crate) messages: BTreeSet<u32>,
+}
+
+impl Driver {
+    /// Sends `frame`, and waits for one that `is_answer` likes.
+    pub(crate) fn ask(&mut self, frame: &[u8], is_answer: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        self.net.transmit(frame).unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        let mut buffer = [0; 2048];
+        let mut answer = None;
+        while answer.is_none() {
+            assert!(Instant::now() < deadline, "no answer");
+            self.net
+                .poll_receive(&mut buffer, |frame| {
+                    if is_answer(frame) {
+                        answer.get_or_insert_with(|| frame.to_vec());
+                    }
+                })
+                .unwrap();
+            if answer.is_none() && !self.net.prepare_sleep() {
+                let messages = self.interrupts.wait(Duration::from_millis(100));
+                self.messages
+                    .extend(messages.iter().map(|message| message.data));
+            }
+            self.net.wake();
+        }
+        answer.unwrap()
+    }
+
+    /// Asks for the link-layer address of 10.0.2.2, as 10.0.2.15.
+    pub(crate) fn resolve_host(&mut self) -> [u8; 6] {
+        let request = arp_request(self.net.mac());
+        let reply = self.ask(&request, |frame| {
+            frame.len() >= 42 && frame[12..14] == ARP && frame[20..22] == [0, 2]
+        });
+        assert_eq!(reply[28..32], HOST);
+        reply[22..28].try_into().unwrap()
+    }
+
+    /// Pings 10.0.2.2, which has this link-layer address.
+    pub(crate) fn ping_host(&mut self, host: [u8; 6], sequence: u16) {
+        let request = echo_request(self.net.mac(), host, sequence);
+        self.ask(&request, |frame| {
+            frame.len() >= 42
+                && frame[12..14] == IPV4
+                && frame[23] == 1
+                && frame[34] == 0
+                && frame[40..42] == sequence.to_be_bytes()
+        });
+    }
+}
+
+/// Messages for configuration, receive, transmit and control.
+pub(crate) const MESSAGES: [MsixMessage; 4] = [message(0x40), message(0x41), message(0x42), message(0x43)];
+
+const fn message(data: u32) -> MsixMessage {
+    MsixMessage {
+        address: 0xfee0_0000,
+        data,
+    }
+}
+
+fn arp_request(mac: [u8; 6]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(mac);
+    frame.extend(ARP);
+    // Ethernet, IPv4, their lengths, request.
+    frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac);
+    frame.extend(GUEST);
+    frame.extend([0; 6]);
+    frame.extend(HOST);
+    frame
+}
+
+fn echo_request(mac: [u8; 6], host: [u8; 6], sequence: u16) -> Vec<u8> {
+    let mut icmp = vec![8, 0, 0, 0, 0x12, 0x34];
+    icmp.extend(sequence.to_be_bytes());
+    let sum = checksum(&icmp).to_be_bytes();
+    icmp[2..4].copy_from_slice(&sum);
+    let mut ip = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0];
+    ip.extend(GUEST);
+    ip.extend(HOST);
+    let sum = checksum(&ip).to_be_bytes();
+    ip[10..12].copy_from_slice(&sum);
+    [&host[..], &mac, &IPV4, &ip, &icmp].concat()
+}
+
+fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap()
+}
+
+const INSIDE: &str = "EXAMPLES_TEST_IS_IN_ITS_OWN_NETWORK";
+const DEADLINE: Duration = Duration::from_secs(20);
+const DMA: DmaRegion = DmaRegion {
+    address: 4 * MIB,
+    len: 1 << 20,
+};
+const ARP: [u8; 2] = [0x08, 0x06];
+const IPV4: [u8; 2] = [0x08, 0x00];
+const GUEST: [u8; 4] = [10, 0, 2, 15];
+const HOST: [u8; 4] = [10, 0, 2, 2];
