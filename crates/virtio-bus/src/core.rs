@@ -1,18 +1,22 @@
-//! The part of a transport that is the same on every bus: status, features, queues.
+//! The part of a transport that is the same on every bus: status, and who has the queues.
+
+mod registers;
 
 use std::io;
 use std::sync::{Arc, Weak};
 
 use virtio::{DeviceStatus, F};
-use virtqueue::{QueueConfig, QueueIndex, QueueState};
+use virtqueue::{QueueIndex, QueueState};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::{Activation, ActiveQueue, DeviceRef, GuestNotifier, NotActivated, Transport};
 use crate::features::{Features, TransportFeatures};
 use crate::health::Health;
-use crate::slot::{QueueSlot, size_is_legal};
+use crate::slot::QueueSlot;
 use crate::status::{MOVES, Step};
+
+pub use registers::{Half, QueueArea};
 
 /// What a write to the status field came to, as far as a transport has to act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,26 +29,6 @@ pub enum StatusEffect {
     /// The device runs: bind the kicks of the live queues, then
     /// [`kick_live`](VirtioCore::kick_live).
     Live,
-}
-
-/// One of the three areas of a queue (virtio 1.4, 2.6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueueArea {
-    /// Descriptor area.
-    Descriptor,
-    /// Driver area.
-    Driver,
-    /// Device area.
-    Device,
-}
-
-/// Half of a 64-bit register, which a driver writes as two (virtio 1.4, 4.1.3.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Half {
-    /// Bits 0 to 31.
-    Low,
-    /// Bits 32 to 63.
-    High,
 }
 
 /// Why a device does not run although its driver is live.
@@ -295,248 +279,6 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
         } else {
             F::empty()
         }
-    }
-}
-
-/// Feature registers.
-impl<M: GuestAddressSpace> VirtioCore<M> {
-    /// `device_feature_select`.
-    pub fn device_feature_select(&self) -> u32 {
-        self.features.device_select
-    }
-
-    /// Sets `device_feature_select`. Any value; those without a word show 0.
-    pub fn set_device_feature_select(&mut self, select: u32) {
-        self.features.device_select = select;
-    }
-
-    /// `device_feature`: 32 bits of what is offered.
-    pub fn device_feature(&self) -> u32 {
-        self.features.offered_word()
-    }
-
-    /// `driver_feature_select`.
-    pub fn driver_feature_select(&self) -> u32 {
-        self.features.driver_select
-    }
-
-    /// Sets `driver_feature_select`. Any value; writes to words that do not exist are ignored.
-    pub fn set_driver_feature_select(&mut self, select: u32) {
-        self.features.driver_select = select;
-    }
-
-    /// `driver_feature`: 32 bits of what the driver chose.
-    pub fn driver_feature(&self) -> u32 {
-        self.features.chosen_word()
-    }
-
-    /// Sets 32 bits of the driver's choice. Ignored once FEATURES_OK is set: "The driver MUST NOT
-    /// accept new feature bits after this step" (virtio 1.4, 3.1.1 step 5).
-    pub fn set_driver_feature(&mut self, value: u32) {
-        if !self.status.contains(DeviceStatus::FEATURES_OK) {
-            self.features.choose_word(value);
-        }
-    }
-}
-
-/// The device's configuration space.
-impl<M: GuestAddressSpace> VirtioCore<M> {
-    /// Reads configuration space; what is past its end reads 0.
-    pub fn read_config(&mut self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let (Ok(offset), end) = (usize::try_from(offset), self.device.config_len()) else {
-            return;
-        };
-        let len = end.saturating_sub(offset).min(data.len());
-        if let Some(inside) = data.get_mut(..len).filter(|data| !data.is_empty()) {
-            self.device.read_config(offset, inside);
-        }
-        self.fold_generation();
-    }
-
-    /// Writes configuration space; what is past its end is ignored.
-    pub fn write_config(&mut self, offset: u64, data: &[u8]) {
-        let (Ok(offset), end) = (usize::try_from(offset), self.device.config_len()) else {
-            return;
-        };
-        let len = end.saturating_sub(offset).min(data.len());
-        if let Some(inside) = data.get(..len).filter(|data| !data.is_empty()) {
-            self.device.write_config(offset, inside);
-        }
-    }
-
-    /// `config_generation`. Not counted at each change but when the driver looks after one, so that
-    /// eight bits are enough (virtio 1.4, 4.1.4.3.1).
-    pub fn config_generation(&mut self) -> u8 {
-        self.fold_generation();
-        self.generation
-    }
-
-    fn fold_generation(&mut self) {
-        if self.health.take_config_changed() {
-            self.generation = self.generation.wrapping_add(1);
-        }
-    }
-}
-
-/// Queue registers. Those that name no queue act on the one selected; where `queue_select` names
-/// none, they read 0 and ignore writes.
-impl<M: GuestAddressSpace> VirtioCore<M> {
-    /// How many queues the device has.
-    pub fn num_queues(&self) -> u16 {
-        u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
-    }
-
-    /// `queue_select`.
-    pub fn queue_select(&self) -> u16 {
-        self.queue_select
-    }
-
-    /// Sets `queue_select`. Any value.
-    pub fn set_queue_select(&mut self, select: u16) {
-        self.queue_select = select;
-    }
-
-    /// The queue that is selected, if there is one.
-    pub fn selected(&self) -> Option<QueueIndex> {
-        self.selected_queue().map(|_| QueueIndex(self.queue_select))
-    }
-
-    /// `queue_size`; 0 for a queue that does not exist.
-    pub fn queue_size(&self) -> u16 {
-        self.selected_queue()
-            .map_or(0, |queue| queue.slot.config().size)
-    }
-
-    /// Sets `queue_size`. 0, more than the largest, no power of two (split rings) and a frozen queue are
-    /// refused: the driver reads the old size back.
-    pub fn set_queue_size(&mut self, size: u16) {
-        let packed = self.features.chosen.contains(F::RING_PACKED);
-        if let Some(registers) = self.registers()
-            && size_is_legal(size, registers.max_size, packed)
-        {
-            registers.size = size;
-        }
-    }
-
-    /// One of the ring addresses.
-    pub fn queue_address(&self, area: QueueArea) -> u64 {
-        self.selected_queue().map_or(0, |queue| {
-            let config = queue.slot.config();
-            match area {
-                QueueArea::Descriptor => config.desc,
-                QueueArea::Driver => config.driver,
-                QueueArea::Device => config.device,
-            }
-        })
-    }
-
-    /// Sets half of a ring address. Any value: the device looks at it when it gets the queue.
-    pub fn set_queue_address(&mut self, area: QueueArea, half: Half, value: u32) {
-        let Some(registers) = self.registers() else {
-            return;
-        };
-        let address = match area {
-            QueueArea::Descriptor => &mut registers.desc,
-            QueueArea::Driver => &mut registers.driver,
-            QueueArea::Device => &mut registers.device,
-        };
-        let (kept, shift) = match half {
-            Half::Low => (0xffff_ffff_0000_0000, 0),
-            Half::High => (0x0000_0000_ffff_ffff, 32),
-        };
-        *address = *address & kept | u64::from(value) << shift;
-    }
-
-    /// `queue_enable`.
-    pub fn queue_enabled(&self) -> bool {
-        self.selected_queue()
-            .is_some_and(|queue| queue.slot.is_enabled())
-    }
-
-    /// `queue_enable` <- 1. Freezes the queue's registers. After DRIVER_OK only a driver that can
-    /// reset rings may do so (virtio 1.4, 2.6.1.2); the device then gets the queue at once, and the
-    /// answer is whether it did.
-    #[must_use]
-    pub fn enable_queue(&mut self) -> bool {
-        if self.registers().is_none() {
-            return false;
-        }
-        let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else {
-            return false;
-        };
-        queue.slot.enable();
-        if !self.health.is_live() || self.health.is_broken() {
-            return false;
-        }
-        let Some(active) = lend(QueueIndex(self.queue_select), queue) else {
-            return false;
-        };
-        match self.device.start_queue(active) {
-            Ok(()) => true,
-            Err(refused) => {
-                self.take_back(refused);
-                false
-            }
-        }
-    }
-
-    /// `queue_reset` <- 1: takes the queue back from the device and its registers back to their
-    /// defaults, all before this returns, so `queue_reset` always reads 0 (virtio 1.4, 4.1.4.3.1).
-    /// Ignored unless VIRTIO_F_RING_RESET was negotiated.
-    pub fn reset_queue(&mut self) {
-        if !self.negotiated().contains(F::RING_RESET) {
-            return;
-        }
-        let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else {
-            return;
-        };
-        if queue.slot.is_live() {
-            drop(self.device.stop_queue(QueueIndex(self.queue_select)));
-        }
-        queue.slot = QueueSlot::new(queue.slot.config().max_size);
-    }
-
-    /// The queues that the device has, each with its kick.
-    pub fn live_queues(&self) -> impl Iterator<Item = (QueueIndex, &Arc<EventFd>)> {
-        (0..=u16::MAX)
-            .zip(&self.queues)
-            .filter(|(_, queue)| queue.slot.is_live())
-            .map(|(index, queue)| (QueueIndex(index), &queue.kick))
-    }
-
-    /// The kicks of all queues by index, for a transport that signals them without its lock. A kick for
-    /// a queue that is not live stays in its descriptor and does no harm.
-    pub fn kicks(&self) -> Vec<Arc<EventFd>> {
-        self.queues
-            .iter()
-            .map(|queue| Arc::clone(&queue.kick))
-            .collect()
-    }
-
-    /// Kicks each live queue once, for what was queued before its kick was bound.
-    pub fn kick_live(&self) {
-        for (_, kick) in self.live_queues() {
-            signal(kick);
-        }
-    }
-
-    fn selected_queue(&self) -> Option<&Queue> {
-        self.queues.get(usize::from(self.queue_select))
-    }
-
-    /// The selected queue's registers, while the driver may write them: until it is enabled, and not
-    /// after DRIVER_OK unless rings can be reset.
-    fn registers(&mut self) -> Option<&mut QueueConfig> {
-        if self.status.contains(DeviceStatus::DRIVER_OK)
-            && !self.negotiated().contains(F::RING_RESET)
-        {
-            return None;
-        }
-        self.queues
-            .get_mut(usize::from(self.queue_select))?
-            .slot
-            .registers()
     }
 }
 

@@ -17,7 +17,8 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `function` | [`VirtioPci`] and what each register does |
+//! | `function` | [`VirtioPci`]: the function, and its device's coming and going |
+//! | `plugged` | what each register does |
 //! | `registers` | the table of registers, and the splitting of accesses |
 //! | `layout` | identity, BARs, capabilities |
 //! | `window` | access through configuration space |
@@ -30,6 +31,7 @@ mod interrupts;
 mod kicks;
 mod layout;
 pub mod object;
+mod plugged;
 mod registers;
 mod window;
 
