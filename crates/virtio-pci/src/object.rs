@@ -42,7 +42,6 @@ where
             .abstract_type()
             .class_init(|class| {
                 class.add_properties(PROPERTIES);
-                class.part_mut::<PciDeviceClass>().vendor_id = Some(0x1af4);
                 add_level(class, VirtioPciLevel::<M>(PhantomData));
             }),
     )

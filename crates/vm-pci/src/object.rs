@@ -38,17 +38,11 @@ pub fn register_types(registry: &mut TypeRegistry) -> Result<(), qom::Error> {
     )
 }
 
-/// What all functions of a class say that they are; a part of the class, for `class_init` to fill. What a
-/// type leaves `None` its function decides when it is made.
+/// What all functions of a class say that they are; a part of the class, for `class_init` to fill.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PciDeviceClass {
-    /// Vendor id.
-    pub vendor_id: Option<u16>,
-    /// Device id.
-    pub device_id: Option<u16>,
-    /// Revision id.
-    pub revision: Option<u8>,
-    /// Base class, subclass and programming interface in three bytes.
+    /// Base class, subclass and programming interface in three bytes; `None` where the function decides
+    /// when it is made, as it does of its other ids.
     pub class_id: Option<u32>,
 }
 
@@ -196,21 +190,37 @@ struct PciBusRole {
 }
 
 impl PciBusRole {
+    /// The devices that have, or are about to have, places on the bus of `device`.
+    fn siblings(device: &Arc<Object>) -> Vec<(DevFn, Arc<Object>)> {
+        let bus = DeviceState::bus_of(device).and_then(|bus| BusState::of(&bus).ok());
+        let devices = bus.map_or_else(Vec::new, |bus| bus.devices());
+        (devices.into_iter())
+            .filter(|sibling| !Arc::ptr_eq(sibling, device))
+            .filter_map(|sibling| Some((sibling.part::<Reservation>()?.0, sibling)))
+            .collect()
+    }
+
     /// Who has or is about to have this place, as QEMU names it.
     fn holder(&self, device: &Arc<Object>, devfn: DevFn) -> Option<String> {
-        let siblings = DeviceState::bus_of(device)
-            .and_then(|bus| BusState::of(&bus).ok())
-            .map_or_else(Vec::new, |bus| bus.devices());
-        let sibling = siblings.iter().find(|sibling| {
-            !Arc::ptr_eq(sibling, device)
-                && (sibling.part::<Reservation>()).is_some_and(|reserved| reserved.0 == devfn)
-        });
-        if let Some(sibling) = sibling {
+        let siblings = Self::siblings(device);
+        if let Some((_, sibling)) = siblings.iter().find(|(at, _)| *at == devfn) {
             let id = DeviceState::of(sibling).ok().and_then(|state| state.id());
             let id = id.map_or_else(String::new, |id| format!(",id={id}"));
             return Some(format!("{}{id}", sibling.type_name()));
         }
         self.bus.function(devfn).map(|_| "the machine".to_owned())
+    }
+
+    /// Function 0 of the first device number that nobody has or is about to have.
+    fn free_place(&self, device: &Arc<Object>) -> Result<DevFn, Error> {
+        let reserved = Self::siblings(device).into_iter().map(|(at, _)| at);
+        let there = self.bus.slots().into_iter().map(|(at, _)| at);
+        let taken: Vec<u8> = reserved.chain(there).map(DevFn::device).collect();
+        (0..32)
+            .find(|number| !taken.contains(number))
+            .ok_or(crate::Error::NoFreeSlot)
+            .and_then(|number| DevFn::new(number, 0))
+            .map_err(Error::other)
     }
 }
 
@@ -228,7 +238,7 @@ impl HotplugHandler for PciBusRole {
                 }
                 devfn
             }
-            _ => self.bus.next_free_slot().map_err(Error::other)?,
+            _ => self.free_place(device)?,
         };
         device.set_part(Reservation(devfn));
         Ok(())

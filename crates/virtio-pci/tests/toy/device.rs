@@ -41,7 +41,15 @@ impl Toy {
             }
             let mut chain = Chain::new();
             let mut used = 0;
-            while lent.ring.pop(&mut chain).unwrap() {
+            loop {
+                match lent.ring.pop(&mut chain) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        self.transport().needs_reset(&error.to_string());
+                        break;
+                    }
+                }
                 let len = chain.writable_len();
                 if lent.queue.index.0 == 1 {
                     let mut byte = [0];

@@ -1,9 +1,12 @@
 //! A guest that does what it must not.
 
+use std::sync::Arc;
+
 use virtio::F;
+use vm_pci::DevFn;
 
 use crate::driver::{Driver, IO_MEMORY_MASTER};
-use crate::machine::Machine;
+use crate::machine::{DEVFN, Machine};
 
 #[test]
 fn registers_of_live_queues_do_not_move() {
@@ -77,20 +80,22 @@ fn notifications_to_queues_that_are_not_live_do_nothing() {
     assert!(machine.toy.kick(1).read().is_err());
 }
 
-#[test]
-fn any_access_to_any_bar_has_an_answer() {
-    let machine = Machine::usual();
-    let driver = Driver::find(&machine);
-    driver.command(IO_MEMORY_MASTER);
-    driver.start();
-    // A fixed stream of accesses of all widths at all alignments, reads and writes mixed.
-    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
-    let mut next = move || {
+/// A fixed stream of numbers.
+fn numbers(mut seed: u64) -> impl FnMut() -> u64 {
+    move || {
         seed ^= seed << 13;
         seed ^= seed >> 7;
         seed ^= seed << 17;
         seed
-    };
+    }
+}
+
+#[test]
+fn any_access_to_any_bar_has_an_answer() {
+    let machine = Machine::usual();
+    let driver = Driver::find(&machine);
+    driver.start();
+    let mut next = numbers(0x2545_f491_4f6c_dd1d);
     for _ in 0..200_000 {
         let bits = next();
         let (bar, size) = if bits & 1 == 0 {
@@ -113,4 +118,66 @@ fn any_access_to_any_bar_has_an_answer() {
     }
     driver.start();
     assert_eq!(machine.toy.lent(), 2);
+}
+
+/// One access out of a stream, to configuration space, a BAR where it is now, or a register of note.
+fn disturb(machine: &Machine, driver: &Driver<'_>, next: &mut impl FnMut() -> u64) {
+    let devfn = DevFn::new(DEVFN.0, DEVFN.1).unwrap();
+    let bits = next();
+    let value = next().to_le_bytes();
+    match bits % 16 {
+        0..4 => {
+            let len = 1_usize << ((bits >> 8) % 3);
+            let offset = u16::try_from((bits >> 16) % 0x100).unwrap();
+            machine.host.config_write(0, devfn, offset, &value[..len]);
+        }
+        4 => driver.set_config(0x88, [4]),
+        5 => driver.set_config(0x90, [[1, 2, 4, 3][usize::from(value[0] & 3)], 0, 0, 0]),
+        6 => driver.set_config(0x8c, [value[0] & 0x3f, value[1] & 0x30, 0, 0]),
+        7 => drop(driver.config::<4>(0x94)),
+        8 => driver.command(u16::from(value[0] & 7)),
+        9 => {
+            machine
+                .host
+                .mmio_write(driver.structure(1) + 0x14, &[value[0] & 0xf]);
+        }
+        10 => machine.pci.pause(),
+        11 => machine.pci.resume(),
+        12 => {
+            machine.toy.turn();
+        }
+        _ => {
+            let offset = (bits >> 16) % 0x3fff;
+            machine.host.mmio_write(driver.bar(4) + offset, &value[..4]);
+        }
+    }
+}
+
+#[test]
+fn no_sequence_of_accesses_loses_a_kick_a_queue_or_the_function() {
+    for seed in 1..40_u64 {
+        let machine = Machine::usual();
+        let driver = Driver::find(&machine);
+        let mut next = numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        for round in 0..20 {
+            driver.start();
+            for _ in 0..100 {
+                disturb(&machine, &driver, &mut next);
+            }
+            machine.host.reset();
+            assert_eq!(machine.toy.lent(), 0, "seed {seed}, round {round}");
+            assert!(
+                machine.binder.addresses().is_empty(),
+                "seed {seed}, round {round}"
+            );
+            machine.host.assign_resources().unwrap();
+        }
+        machine.pci.resume();
+        driver.start();
+        machine.toy.turn();
+        assert!(!machine.toy.is_paused(), "seed {seed}");
+        let binder = Arc::clone(&machine.binder);
+        drop(machine);
+        assert!(binder.addresses().is_empty(), "seed {seed}");
+    }
 }
