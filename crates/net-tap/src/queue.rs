@@ -344,7 +344,9 @@ mod tests {
         } = bench();
         assert_eq!(nic.port().send_bytes(b"x"), Received::Busy);
         assert_eq!(nic.rooms_heard(), 0);
-        context.turn(None).unwrap();
+        context
+            .turn(Some(std::time::Duration::from_secs(20)))
+            .unwrap();
         assert_eq!(nic.rooms_heard(), 1);
         // Nobody waits any more.
         assert_eq!(context.turn(Some(std::time::Duration::ZERO)).unwrap(), 0);
