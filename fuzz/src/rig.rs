@@ -1,0 +1,525 @@
+//! A PCI host with a virtio device on it, and what must hold between any two accesses.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use arbitrary::Arbitrary;
+use virtio_bus::{KickAddress, KickBinder};
+use virtio_pci::{VirtioPci, VirtioPciConfig};
+use virtqueue::mock::{Descriptor, INDIRECT, NEXT, WRITE};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_pci::test_utils::{RecordingIrqLines, RecordingMsiSink};
+use vm_pci::{BarIndex, DevFn, PciFunction, PciHost, PciHostConfig};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::toy::Toy;
+
+/// Guest memory of the rig.
+pub type Memory = Arc<GuestMemoryMmap<()>>;
+
+const RAM: usize = 0x2_0000;
+const DEVICE: (u8, u8) = (3, 0);
+/// The BAR with the virtio structures, and where in it they are.
+const MODERN_BAR: u8 = 4;
+const NOTIFY: u64 = 0x3000;
+const NOTIFY_LEN: u64 = 0x1000;
+
+/// Registers of the common configuration structure (virtio 1.4, 4.1.4.3).
+mod common {
+    pub(super) const DRIVER_FEATURE_SELECT: u64 = 0x08;
+    pub(super) const DRIVER_FEATURE: u64 = 0x0c;
+    pub(super) const STATUS: u64 = 0x14;
+    pub(super) const QUEUE_SELECT: u64 = 0x16;
+    pub(super) const QUEUE_SIZE: u64 = 0x18;
+    pub(super) const QUEUE_ENABLE: u64 = 0x1c;
+    pub(super) const QUEUE_DESC: u64 = 0x20;
+    pub(super) const QUEUE_DRIVER: u64 = 0x28;
+    pub(super) const QUEUE_DEVICE: u64 = 0x30;
+    pub(super) const QUEUE_RESET: u64 = 0x3a;
+    pub(super) const END: u64 = 0x40;
+}
+
+/// Up to eight bytes to read, or to write.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub struct Access {
+    width: Width,
+    write: Option<Value>,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Width {
+    One,
+    Two,
+    Four,
+    Eight,
+    Odd(u8),
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Value {
+    Zero,
+    Ones,
+    Small(u8),
+    Bytes([u8; 8]),
+}
+
+impl Access {
+    fn write(bytes: &[u8]) -> Self {
+        let mut value = [0; 8];
+        value[..bytes.len()].copy_from_slice(bytes);
+        Self {
+            width: Width::Odd(bytes.len() as u8),
+            write: Some(Value::Bytes(value)),
+        }
+    }
+
+    fn len(self) -> usize {
+        match self.width {
+            Width::One => 1,
+            Width::Two => 2,
+            Width::Four => 4,
+            Width::Eight => 8,
+            Width::Odd(len) => usize::from(len % 9),
+        }
+    }
+
+    fn bytes(self) -> Option<[u8; 8]> {
+        Some(match self.write? {
+            Value::Zero => [0; 8],
+            Value::Ones => [0xff; 8],
+            Value::Small(byte) => u64::from(byte).to_le_bytes(),
+            Value::Bytes(bytes) => bytes,
+        })
+    }
+}
+
+/// Where an access goes.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub enum Place {
+    /// Configuration space of the device, or now and then of another.
+    Config { ecam: bool, other: u8, offset: u16 },
+    /// A register of the common configuration structure, through its BAR.
+    Common { offset: u8 },
+    /// A BAR, where it is now.
+    Bar { bar: u8, offset: u16 },
+    /// The data register of the PCI configuration access capability and what is before it.
+    Window { offset: u8 },
+    /// Memory that is not RAM.
+    Memory(u64),
+    /// Ports.
+    Port(u16),
+}
+
+/// What happens next.
+#[derive(Arbitrary, Clone, Debug)]
+pub enum Op {
+    /// The guest reads or writes.
+    Access(Place, Access),
+    /// The driver goes to DRIVER_OK by the book.
+    Start {
+        features: u8,
+        queues: u8,
+    },
+    /// It resets the device.
+    Reset,
+    /// It resets and enables one queue.
+    ResetQueue {
+        queue: u8,
+    },
+    /// It writes a descriptor of a queue that it has set up by the book.
+    Describe {
+        queue: bool,
+        index: u8,
+        address: u32,
+        len: u16,
+        flags: u8,
+        next: u8,
+    },
+    /// It makes a head available in one, and notifies.
+    Offer {
+        queue: bool,
+        head: u8,
+    },
+    /// It writes memory.
+    Ram {
+        at: u16,
+        bytes: [u8; 8],
+    },
+    /// The device serves its queues.
+    Turn,
+    /// The device tells the driver something.
+    ConfigChanged,
+    NeedsReset,
+    /// An interrupt is delivered.
+    Deliver,
+    /// Resets from outside, each followed by what firmware does.
+    ResetHost {
+        assign: bool,
+    },
+    ResetFunction,
+    /// The device leaves the PCI bus and comes back.
+    Reattach,
+}
+
+/// Binds as KVM does, and does not take what makes no sense.
+#[derive(Debug, Default)]
+struct Binder(Mutex<Vec<(KickAddress, Arc<EventFd>)>>);
+
+impl KickBinder for Binder {
+    fn bind(&self, at: KickAddress, kick: &Arc<EventFd>) -> io::Result<()> {
+        let mut bound = self.0.lock().unwrap();
+        assert!(!bound.iter().any(|(there, _)| *there == at), "bound twice");
+        bound.push((at, Arc::clone(kick)));
+        Ok(())
+    }
+
+    fn unbind(&self, at: KickAddress, kick: &Arc<EventFd>) -> io::Result<()> {
+        let mut bound = self.0.lock().unwrap();
+        let place = (bound.iter())
+            .position(|(there, fd)| *there == at && Arc::ptr_eq(fd, kick))
+            .expect("what is unbound was bound");
+        bound.remove(place);
+        Ok(())
+    }
+}
+
+/// One queue's registers.
+#[derive(Debug, PartialEq, Eq)]
+struct Registers {
+    enabled: bool,
+    size: [u8; 2],
+    addresses: [u8; 24],
+}
+
+/// The machine.
+pub struct Rig {
+    memory: Memory,
+    host: PciHost,
+    msi: Arc<RecordingMsiSink>,
+    binder: Arc<Binder>,
+    toy: Arc<Toy>,
+    pci: Arc<VirtioPci<Memory>>,
+}
+
+impl Rig {
+    /// Makes it, with addresses assigned.
+    pub fn new() -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).expect("memory");
+        let memory = Arc::new(memory);
+        let msi = RecordingMsiSink::new();
+        let binder = Arc::new(Binder::default());
+        let host = PciHost::new(PciHostConfig::default(), RecordingIrqLines::new()).expect("host");
+        let toy = Arc::new(Toy::default());
+        let config = VirtioPciConfig::default();
+        let pci = VirtioPci::new(config, memory.clone(), msi.clone(), binder.clone());
+        let pci = pci.expect("a transport");
+        pci.bus().plug(toy.clone()).expect("an empty bus");
+        host.bus()
+            .attach(devfn(), pci.clone())
+            .expect("an empty slot");
+        host.assign_resources().expect("room for the BARs");
+        Self {
+            memory,
+            host,
+            msi,
+            binder,
+            toy,
+            pci,
+        }
+    }
+
+    /// One step.
+    pub fn run(&self, op: &Op) {
+        match *op {
+            Op::Access(place, access) => self.access(place, access),
+            Op::Start { features, queues } => self.start(features, queues),
+            Op::Reset => self.reset(),
+            Op::ResetQueue { queue } => {
+                self.set_common(common::QUEUE_SELECT, &[queue % 3, 0]);
+                self.set_common(common::QUEUE_RESET, &[1, 0]);
+                self.set_common(common::QUEUE_ENABLE, &[1, 0]);
+            }
+            Op::Describe {
+                queue,
+                index,
+                address,
+                len,
+                flags,
+                next,
+            } => {
+                let flags = u16::from(flags) & (NEXT | WRITE | INDIRECT);
+                let address = u64::from(address) % (RAM as u64 + 0x1000);
+                let descriptor = Descriptor::new(address, len.into(), flags, next.into());
+                let at = ring(queue) + 16 * u64::from(index % 64);
+                (self.memory)
+                    .write_obj(descriptor, GuestAddress(at))
+                    .expect("rings are in memory");
+            }
+            Op::Offer { queue, head } => {
+                let avail = ring(queue) + 0x400;
+                let at = GuestAddress(avail + 2);
+                let index: u16 = self.memory.read_obj(at).expect("rings are in memory");
+                let size = if queue { 16 } else { 64 };
+                let slot = GuestAddress(avail + 4 + 2 * u64::from(index % size));
+                self.ram(slot, &[head, 0]);
+                self.ram(at, &index.wrapping_add(1).to_le_bytes());
+                let place = Place::Bar {
+                    bar: MODERN_BAR,
+                    offset: NOTIFY as u16 + 4 * u16::from(queue),
+                };
+                self.access(place, Access::write(&[queue.into(), 0]));
+            }
+            Op::Ram { at, bytes } => self.ram(GuestAddress(at.into()), &bytes),
+            Op::Turn => self.toy.turn(),
+            Op::ConfigChanged => self.transport().config_changed(),
+            Op::NeedsReset => self.transport().needs_reset("fuzz"),
+            Op::Deliver => drop(self.msi.deliver()),
+            Op::ResetHost { assign } => {
+                self.host.reset();
+                self.check_reset();
+                if assign {
+                    self.host.assign_resources().expect("room for the BARs");
+                }
+            }
+            Op::ResetFunction => {
+                self.host.bus().reset_function(devfn());
+                self.check_reset();
+            }
+            Op::Reattach => {
+                let function = self.host.bus().detach(devfn()).expect("it is there");
+                self.check_reset();
+                self.host
+                    .bus()
+                    .attach(devfn(), function)
+                    .expect("an empty slot");
+            }
+        }
+        self.check();
+    }
+
+    /// Ends with a reset, as each driver can at any time.
+    pub fn reset_and_check(&self) {
+        self.pci.bar_write(modern_bar(), common::STATUS, &[0]);
+        self.check_reset();
+    }
+
+    /// One access, which leaves the registers of enabled queues alone.
+    fn access(&self, place: Place, access: Access) {
+        let before = self.registers();
+        let mut data = [0xa5; 8];
+        let data = &mut data[..access.len()];
+        let is_write = if let Some(bytes) = access.bytes() {
+            data.copy_from_slice(&bytes[..data.len()]);
+            true
+        } else {
+            false
+        };
+        match place {
+            Place::Config {
+                ecam,
+                other,
+                offset,
+            } => {
+                // One in sixteen goes to any function.
+                let devfn = if other < 16 {
+                    DevFn::from_byte(other)
+                } else {
+                    devfn()
+                };
+                self.config(ecam, devfn, offset, data, is_write);
+            }
+            Place::Window { offset } => {
+                self.config(
+                    false,
+                    devfn(),
+                    u16::from(offset % 0xc0) + 0x40,
+                    data,
+                    is_write,
+                );
+            }
+            Place::Common { offset } => {
+                let offset = u64::from(offset) % (common::END + 4);
+                self.bar(MODERN_BAR, offset, data, is_write);
+            }
+            Place::Bar { bar, offset } => self.bar(bar % 6, offset.into(), data, is_write),
+            Place::Memory(address) => self.memory_access(address, data, is_write),
+            Place::Port(port) => drop(if is_write {
+                self.host.port_write(port, data)
+            } else {
+                self.host.port_read(port, data)
+            }),
+        }
+        for (queue, (before, after)) in before.iter().zip(self.registers()).enumerate() {
+            if before.enabled && after.enabled {
+                assert_eq!(
+                    *before, after,
+                    "queue {queue} moved: {place:x?} {access:x?}"
+                );
+            }
+        }
+    }
+
+    fn config(&self, ecam: bool, devfn: DevFn, offset: u16, data: &mut [u8], write: bool) {
+        if ecam {
+            let at = u64::from(devfn.to_byte()) << 12 | u64::from(offset & 0xfff);
+            self.memory_access(self.host.config().ecam.base + at, data, write);
+            return;
+        }
+        let dword = u32::from(offset & 0xfc);
+        let address = 1 << 31 | u32::from(devfn.to_byte()) << 8 | dword;
+        assert!(self.host.port_write(0xcf8, &address.to_le_bytes()));
+        let port = 0xcfc + (offset & 3);
+        let handled = if write {
+            self.host.port_write(port, data)
+        } else {
+            self.host.port_read(port, data)
+        };
+        assert!(handled);
+    }
+
+    fn bar(&self, bar: u8, offset: u64, data: &mut [u8], write: bool) {
+        let windows = self.pci.windows();
+        if let Some(window) = windows.iter().find(|window| window.bar.get() == bar) {
+            let address = window.base.wrapping_add(offset % (window.size + 8));
+            self.memory_access(address, data, write);
+        }
+    }
+
+    fn memory_access(&self, address: u64, data: &mut [u8], write: bool) {
+        let _ = if write {
+            self.host.mmio_write(address, data)
+        } else {
+            self.host.mmio_read(address, data)
+        };
+    }
+
+    fn set_common(&self, offset: u64, bytes: &[u8]) {
+        let place = Place::Common {
+            offset: offset as u8,
+        };
+        self.access(place, Access::write(bytes));
+    }
+
+    fn start(&self, features: u8, queues: u8) {
+        let command = Place::Config {
+            ecam: true,
+            other: 0xff,
+            offset: 4,
+        };
+        self.access(command, Access::write(&[7, 0]));
+        self.reset();
+        for status in [1, 3] {
+            self.set_common(common::STATUS, &[status]);
+        }
+        // VERSION_1 beside any of the three that the toy offers.
+        let low = u32::from(features & 3) << 28;
+        let high = 1 | u32::from(features & 4) << 6;
+        for (word, bits) in [(0, low), (1, high)] {
+            self.set_common(common::DRIVER_FEATURE_SELECT, &[word, 0, 0, 0]);
+            self.set_common(common::DRIVER_FEATURE, &bits.to_le_bytes());
+        }
+        self.set_common(common::STATUS, &[0xb]);
+        for queue in [0, 1] {
+            if queues & 1 << queue != 0 {
+                continue;
+            }
+            let base = ring(queue == 1);
+            self.set_common(common::QUEUE_SELECT, &[queue, 0]);
+            self.set_common(common::QUEUE_DESC, &base.to_le_bytes());
+            self.set_common(common::QUEUE_DRIVER, &(base + 0x400).to_le_bytes());
+            self.set_common(common::QUEUE_DEVICE, &(base + 0x800).to_le_bytes());
+            self.ram(GuestAddress(base + 0x400), &[0; 4]);
+            self.set_common(common::QUEUE_ENABLE, &[1, 0]);
+        }
+        self.set_common(common::STATUS, &[0xf]);
+    }
+
+    fn reset(&self) {
+        self.set_common(common::STATUS, &[0]);
+        // A guest whose BAR is not decoded has not reached the device.
+        if self.windows_of_modern_bar().is_some() {
+            self.check_reset();
+        }
+    }
+
+    /// Whatever was, a device that was reset has no queue.
+    fn check_reset(&self) {
+        assert_eq!(self.status(), 0);
+        assert_eq!(self.toy.lent(), 0, "queues come back at reset");
+        assert!(self.registers().iter().all(|queue| !queue.enabled));
+        self.check();
+    }
+
+    fn check(&self) {
+        let lent = self.toy.lent();
+        assert!(lent == 0 || self.status() & 4 != 0, "lent before DRIVER_OK");
+        let bound = self.binder.0.lock().unwrap();
+        assert!(bound.len() <= lent, "more kicks than live queues");
+        if bound.is_empty() {
+            return;
+        }
+        let base = self.windows_of_modern_bar().expect("decoded");
+        let notify = base + NOTIFY..base + NOTIFY + NOTIFY_LEN;
+        assert!(bound.iter().all(|(at, _)| notify.contains(&at.address)));
+    }
+
+    fn windows_of_modern_bar(&self) -> Option<u64> {
+        let windows = self.pci.windows();
+        let window = windows.iter().find(|w| w.bar.get() == MODERN_BAR)?;
+        Some(window.base)
+    }
+
+    fn status(&self) -> u8 {
+        let mut status = [0];
+        self.pci.bar_read(modern_bar(), common::STATUS, &mut status);
+        status[0]
+    }
+
+    /// The registers of both queues, seen past the address decoder and put back as they were.
+    fn registers(&self) -> [Registers; 2] {
+        let bar = modern_bar();
+        let mut select = [0; 2];
+        self.pci.bar_read(bar, common::QUEUE_SELECT, &mut select);
+        let registers = [0, 1].map(|queue| {
+            self.pci.bar_write(bar, common::QUEUE_SELECT, &[queue, 0]);
+            let (mut enabled, mut size, mut addresses) = ([0; 2], [0; 2], [0; 24]);
+            self.pci.bar_read(bar, common::QUEUE_ENABLE, &mut enabled);
+            self.pci.bar_read(bar, common::QUEUE_SIZE, &mut size);
+            self.pci.bar_read(bar, common::QUEUE_DESC, &mut addresses);
+            Registers {
+                enabled: enabled != [0; 2],
+                size,
+                addresses,
+            }
+        });
+        self.pci.bar_write(bar, common::QUEUE_SELECT, &select);
+        registers
+    }
+
+    fn transport(&self) -> Arc<dyn virtio_bus::Transport> {
+        self.toy.transport().expect("plugged")
+    }
+
+    fn ram(&self, at: GuestAddress, bytes: &[u8]) {
+        (self.memory).write_slice(bytes, at).expect("low memory");
+    }
+}
+
+impl Default for Rig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn devfn() -> DevFn {
+    DevFn::new(DEVICE.0, DEVICE.1).expect("a place on the bus")
+}
+
+fn modern_bar() -> BarIndex {
+    BarIndex::new(MODERN_BAR).expect("one of six")
+}
+
+/// Where a queue that is set up by the book has its descriptors.
+fn ring(second: bool) -> u64 {
+    if second { 0x1_1000 } else { 0x1_0000 }
+}
