@@ -163,6 +163,11 @@ fn converse<M: Machine>(
                     summary.sent, info.host
                 ));
                 waiting_since = None;
+                // It came after interrupts were asked for, so one is there, and is taken before
+                // the next ping rather than with its answer's.
+                if !look_again {
+                    machine.sleep();
+                }
             } else if machine.now().saturating_sub(since) > REPLY_TIMEOUT {
                 machine.print(format_args!("ping {}: no reply", summary.sent));
                 waiting_since = None;
