@@ -1,0 +1,440 @@
+//! The device's life: negotiation, activation, stop, and what is left of it.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use iothread::{AioContext, EventLoop, IoThread};
+use net_client::{Drained, Loopback, Offloads, Port};
+use virtio::F;
+use virtio::net::F as NetF;
+use virtio_bus::{Activation, VirtioDevice};
+use virtio_net::{VirtioNet, VirtioNetConfig, VirtioNetError};
+use virtqueue::{QueueConfig, QueueIndex, QueueState};
+
+use crate::harness::{Answer, CTRL, HEADER, Memory, Nic, PLAIN, Peer, RX, Revoking, TX, frame};
+
+fn state(next: u16) -> QueueState {
+    QueueState {
+        next_avail: next,
+        next_used: next,
+    }
+}
+
+#[test]
+fn a_nic_with_no_peer_offers_no_offload_and_drops_what_it_sends() {
+    let context = EventLoop::new().unwrap();
+    let nic = VirtioNet::<Memory>::new(VirtioNetConfig::default(), vec![], vec![context]).unwrap();
+    let features = NetF::from(nic.offered_features());
+    assert!(!features.intersects(NetF::CSUM | NetF::GUEST_CSUM | NetF::HOST_TSO4));
+    assert_eq!(nic.queue_max_sizes(), [256, 256, 64]);
+    assert_eq!(nic.config_len(), 8);
+    let mut config = [0; 8];
+    nic.read_config(0, &mut config);
+    assert_eq!(config, [0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0]);
+}
+
+#[test]
+fn what_cannot_be_is_refused_at_creation_and_leaves_the_backend_free() {
+    let good = VirtioNetConfig::default;
+    let peer = Peer::new();
+    let context: Arc<dyn AioContext> = EventLoop::new().unwrap();
+    let make = |config, ports: Vec<Arc<Port>>, contexts| {
+        VirtioNet::<Memory>::new(config, ports, contexts).map(drop)
+    };
+    let one = || vec![peer.port.clone()];
+    for size in [0, 64, 255, 300, 2048] {
+        let rx = VirtioNetConfig {
+            rx_queue_size: size,
+            ..good()
+        };
+        let tx = VirtioNetConfig {
+            tx_queue_size: size,
+            ..good()
+        };
+        assert!(
+            matches!(make(rx, one(), vec![context.clone()]), Err(VirtioNetError::RxQueueSize(s)) if s == size)
+        );
+        assert!(
+            matches!(make(tx, one(), vec![context.clone()]), Err(VirtioNetError::TxQueueSize(s)) if s == size)
+        );
+    }
+    let mtu = VirtioNetConfig {
+        host_mtu: 67,
+        ..good()
+    };
+    assert!(matches!(
+        make(mtu, one(), vec![context.clone()]),
+        Err(VirtioNetError::HostMtu(67))
+    ));
+    assert!(matches!(
+        make(good(), one(), vec![]),
+        Err(VirtioNetError::Contexts { .. })
+    ));
+    let two = vec![peer.port.clone(), Peer::new().port.clone()];
+    assert!(matches!(
+        make(good(), two, vec![context.clone(), context.clone()]),
+        Err(VirtioNetError::QueuePairs(2))
+    ));
+    assert!(peer.port.peer().is_none());
+    let nic = VirtioNet::<Memory>::new(good(), one(), vec![context.clone()]).unwrap();
+    assert!(matches!(
+        make(good(), one(), vec![context]),
+        Err(VirtioNetError::Connect(_))
+    ));
+    assert!(peer.port.peer().is_some());
+    drop(nic);
+    assert!(peer.port.peer().is_none());
+}
+
+#[test]
+fn the_backend_is_set_up_at_negotiation_and_back_at_reset() {
+    let nic = Nic::idle(&|_| {}, NetF::all() - NetF::GUEST_TSO6);
+    nic.device.negotiate(nic.features).unwrap();
+    assert_eq!(nic.peer.state().header_len, Some(HEADER));
+    let expected = Offloads {
+        csum: true,
+        tso4: true,
+        ecn: true,
+        ..Default::default()
+    };
+    assert_eq!(nic.peer.state().offloads, [expected]);
+    nic.device.reset();
+    assert_eq!(nic.peer.state().offloads, [expected, Offloads::default()]);
+}
+
+#[test]
+fn features_that_need_others_are_refused_without_them() {
+    let nic = Nic::idle(&|_| {}, NetF::all());
+    let table = [
+        (NetF::VERSION_1, true),
+        (NetF::VERSION_1 | NetF::HOST_TSO4, false),
+        (NetF::VERSION_1 | NetF::HOST_TSO4 | NetF::CSUM, true),
+        (NetF::VERSION_1 | NetF::GUEST_TSO4, false),
+        (NetF::VERSION_1 | NetF::GUEST_ECN | NetF::GUEST_CSUM, false),
+        (NetF::VERSION_1 | NetF::RING_PACKED, false),
+    ];
+    for (features, good) in table {
+        let result = nic.device.negotiate(F::from(features));
+        assert_eq!(result.is_ok(), good, "{features:?}: {result:?}");
+    }
+    nic.peer.state().refuses_offloads = true;
+    assert!(nic.device.negotiate(F::VERSION_1).is_err());
+}
+
+#[test]
+fn kicks_and_frames_before_driver_ok_do_nothing() {
+    let nic = Nic::idle(&|_| {}, NetF::all());
+    for kick in &nic.kicks {
+        kick.write(1).unwrap();
+    }
+    nic.turn();
+    assert_eq!(nic.peer.give_frames([frame(PLAIN, 60, 0)]), Drained::NoRoom);
+    nic.peer.port.room();
+    assert!(nic.device.reset().is_empty());
+    nic.device.pause();
+    nic.device.resume();
+    assert!(nic.device.stop_queue(QueueIndex(1)).is_none());
+    // The frame was not lost, and the peer hears of room once the driver runs.
+    nic.device.negotiate(nic.features).unwrap();
+    let rooms = nic.peer.state().rooms;
+    nic.activate();
+    assert_eq!(nic.peer.state().rooms, rooms + 1);
+    assert_eq!(nic.peer.state().to_give.len(), 1);
+}
+
+#[test]
+fn what_was_queued_before_driver_ok_is_sent_at_the_first_kick() {
+    let mut nic = Nic::idle(&|_| {}, NetF::all());
+    nic.device.negotiate(nic.features).unwrap();
+    nic.add_tx(&frame(PLAIN, 60, 0), &[]);
+    nic.activate();
+    assert_eq!(nic.peer.take().len(), 1);
+}
+
+#[test]
+fn a_queue_that_cannot_be_leaves_the_device_stopped_and_gives_all_back() {
+    let nic = Nic::idle(&|_| {}, NetF::all());
+    nic.device.negotiate(nic.features).unwrap();
+    let mut queues: Vec<_> = (0..3).map(|i| nic.loan(i, QueueState::default())).collect();
+    queues[TX].config = QueueConfig {
+        desc: u64::MAX,
+        ..queues[TX].config
+    };
+    let failed = nic
+        .device
+        .activate(Activation {
+            features: nic.features,
+            memory: nic.memory.clone(),
+            queues,
+        })
+        .unwrap_err();
+    assert_eq!(failed.queues.len(), 3);
+    assert!(
+        failed.error.to_string().starts_with("queue 1: "),
+        "{}",
+        failed.error
+    );
+    assert!(nic.device.reset().is_empty());
+    // An unknown queue, of which the device knows only when it is to be run.
+    let mut stranger = nic.loan(CTRL, QueueState::default());
+    stranger.index = QueueIndex(9);
+    let queues = vec![nic.loan(RX, QueueState::default()), stranger];
+    let failed = nic
+        .device
+        .activate(Activation {
+            features: nic.features,
+            memory: nic.memory.clone(),
+            queues,
+        })
+        .unwrap_err();
+    assert_eq!(failed.queues.len(), 2);
+    // Nothing is left under watch: the same descriptors can be used again.
+    nic.device.negotiate(nic.features).unwrap();
+    nic.activate();
+}
+
+#[test]
+fn reset_takes_everything_back_from_a_peer_whenever_it_answers() {
+    for revoking in [Revoking::Backwards, Revoking::Late] {
+        let mut nic = Nic::with(
+            &|peer| {
+                peer.answer = Answer::Keep;
+                peer.revoking = revoking;
+            },
+            NetF::all(),
+        );
+        for i in 0..5 {
+            nic.add_tx(&frame(PLAIN, 60, i), &[]);
+        }
+        for _ in 0..5 {
+            nic.add_rx(1600);
+        }
+        nic.kick(TX);
+        nic.kick(RX);
+        nic.peer.state().slow = true;
+        let _ = nic.peer.give();
+        assert_eq!(nic.peer.state().kept.len(), 5);
+        assert_eq!(nic.peer.state().reads.len(), 5);
+        let queues = nic.device.reset();
+        assert_eq!(nic.peer.state().kept.len(), 0, "{revoking:?}");
+        assert_eq!(nic.peer.state().reads.len(), 0);
+        let states: Vec<_> = queues.iter().map(|queue| queue.state).collect();
+        assert_eq!(states[TX], state(5));
+        // Not used, so still available.
+        assert_eq!(states[RX], state(0));
+        assert_eq!(nic.used(TX).len(), 5);
+        assert!(nic.used(RX).is_empty());
+        assert!(nic.device.reset().is_empty());
+        // Late completions of what is gone by now change nothing.
+        nic.peer.port.sent(net_client::Token(0));
+        nic.peer.port.read_done(net_client::Token(0), 72);
+        nic.turn();
+    }
+}
+
+#[test]
+fn a_frame_without_room_is_available_again_after_a_stop() {
+    let mut nic = Nic::with(&|peer| peer.room = 1, NetF::all());
+    for i in 0..3 {
+        nic.add_tx(&frame(PLAIN, 60, i), &[]);
+    }
+    nic.kick(TX);
+    let stopped = nic.device.stop_queue(QueueIndex(1)).unwrap();
+    assert_eq!(stopped.state, state(1));
+    nic.peer.state().room = 10;
+    nic.device.start_queue(stopped).unwrap();
+    nic.kicks[TX].write(1).unwrap();
+    nic.turn();
+    let got: Vec<u8> = nic.peer.take().iter().map(|f| f[HEADER]).collect();
+    assert_eq!(got, [0, 1, 2]);
+    assert_eq!(nic.used(TX).len(), 3);
+}
+
+#[test]
+fn buffers_given_out_of_order_come_back_one_way_or_the_other() {
+    let mut nic = Nic::new();
+    let placed: Vec<_> = (0..3).map(|_| nic.add_rx(1600)).collect();
+    nic.kick(RX);
+    nic.peer.state().slow = true;
+    let _ = nic.peer.give();
+    // The second is used; the first can then not be made available again, the third can.
+    nic.peer.end_read(1, &frame(PLAIN, 60, 0));
+    let stopped = nic.device.stop_queue(QueueIndex(0)).unwrap();
+    assert_eq!(
+        nic.used(RX),
+        [(u32::from(placed[1].0), 72), (u32::from(placed[0].0), 0)]
+    );
+    assert_eq!(stopped.state, state(2));
+}
+
+#[test]
+fn a_paused_device_does_nothing_and_goes_on_where_it_stopped() {
+    let mut nic = Nic::with(&|peer| peer.answer = Answer::Keep, NetF::all());
+    nic.add_tx(&frame(PLAIN, 60, 0), &[]);
+    nic.kick(TX);
+    nic.add_rx(1600);
+    nic.kick(RX);
+    nic.device.pause();
+    nic.device.pause();
+    assert_eq!(nic.used(TX).len(), 1, "what was in flight is done");
+    nic.add_tx(&frame(PLAIN, 60, 1), &[]);
+    for kick in &nic.kicks {
+        kick.write(1).unwrap();
+    }
+    nic.turn();
+    assert_eq!(nic.peer.take().len(), 1);
+    assert_eq!(nic.peer.give_frames([frame(PLAIN, 60, 2)]), Drained::NoRoom);
+    nic.peer.state().answer = Answer::Take;
+    let rooms = nic.peer.state().rooms;
+    nic.device.resume();
+    nic.turn();
+    assert_eq!(nic.peer.take().len(), 1);
+    assert_eq!(nic.peer.state().rooms, rooms + 1);
+    let _ = nic.peer.give();
+    assert_eq!(nic.used(RX).len(), 1);
+}
+
+#[test]
+fn the_links_state_is_in_configuration_space_and_told() {
+    let nic = Nic::new();
+    let status = || {
+        let mut data = [0; 2];
+        nic.device.read_config(6, &mut data);
+        u16::from_le_bytes(data)
+    };
+    let told = || nic.reports.config_changes.load(Ordering::SeqCst);
+    assert_eq!((status(), told()), (1, 0));
+    nic.peer.port.set_link(false);
+    assert_eq!((status(), told()), (0, 1));
+    nic.peer.port.set_link(false);
+    assert_eq!((status(), told()), (0, 1));
+    nic.peer.port.set_link(true);
+    assert_eq!((status(), told()), (1, 2));
+}
+
+#[test]
+fn dropping_an_active_device_leaves_nothing() {
+    let mut nic = Nic::with(&|peer| peer.answer = Answer::Keep, NetF::all());
+    for i in 0..3 {
+        nic.add_tx(&frame(PLAIN, 60, i), &[]);
+        nic.add_rx(1600);
+    }
+    nic.kick(TX);
+    nic.kick(RX);
+    nic.peer.state().slow = true;
+    let _ = nic.peer.give();
+    let Nic {
+        memory,
+        device,
+        context,
+        peer,
+        reports,
+        drivers,
+        kicks,
+        calls,
+        ..
+    } = nic;
+    let gone: Weak<VirtioNet<Memory>> = Arc::downgrade(&device);
+    drop(device);
+    assert_eq!(gone.strong_count(), 0);
+    assert!(peer.state().kept.is_empty() && peer.state().reads.is_empty());
+    assert!(peer.port.peer().is_none());
+    // What the context may still hold goes with its next turn.
+    while context.turn(Some(std::time::Duration::ZERO)).unwrap() > 0 {}
+    drop(drivers);
+    assert_eq!(Arc::strong_count(&memory), 1);
+    assert_eq!(Arc::strong_count(&reports), 1);
+    for call in &calls {
+        assert_eq!(Arc::strong_count(call), 1);
+    }
+    for kick in &kicks {
+        assert_eq!(Arc::strong_count(kick), 1);
+    }
+}
+
+#[test]
+fn frames_go_round_a_loop_without_deadlock_and_with_back_pressure() {
+    let context = EventLoop::new().unwrap();
+    let loopback = Loopback::new("loop");
+    let device = VirtioNet::<Memory>::new(
+        VirtioNetConfig::default(),
+        vec![loopback.port().clone()],
+        vec![context.clone()],
+    )
+    .unwrap();
+    let mut nic = Nic::idle(&|_| {}, NetF::all());
+    nic.device = device;
+    nic.context = context;
+    nic.features = nic.device.offered_features();
+    nic.drivers.truncate(0);
+    for (i, size) in (0..).zip(nic.device.queue_max_sizes()) {
+        nic.drivers.push(virtqueue::mock::SplitDriver::new(
+            nic.memory.clone(),
+            vm_memory::GuestAddress(i * 0x1_0000),
+            size,
+            nic.features,
+        ));
+    }
+    nic.device.negotiate(nic.features).unwrap();
+    nic.activate();
+    for i in 0..10 {
+        nic.add_tx(&frame(PLAIN, 60, i), &[]);
+    }
+    nic.kick(TX);
+    assert!(nic.used(TX).is_empty(), "nowhere to go");
+    let mut placed = Vec::new();
+    for _ in 0..4 {
+        placed.push(nic.add_rx(1600));
+    }
+    nic.kick(RX);
+    assert_eq!(nic.used(TX).len(), 4);
+    assert_eq!(nic.used(RX).len(), 4);
+    for _ in 0..6 {
+        placed.push(nic.add_rx(1600));
+    }
+    nic.kick(RX);
+    assert_eq!(nic.used(TX).len(), 6);
+    assert_eq!(nic.used(RX).len(), 6);
+    for (i, (_, at)) in (0..).zip(placed) {
+        assert_eq!(nic.bytes(at + 12, 60), frame(PLAIN, 60, i)[HEADER..]);
+    }
+}
+
+#[test]
+fn reset_while_a_thread_of_its_own_works_the_queues() {
+    // Frames are sent as fast as they are taken while the device is reset again and again.
+    let thread = IoThread::new("nic").unwrap();
+    let peer = Peer::new();
+    peer.state().answer = Answer::Keep;
+    let device = VirtioNet::<Memory>::new(
+        VirtioNetConfig::default(),
+        vec![peer.port.clone()],
+        vec![thread.context()],
+    )
+    .unwrap();
+    let mut nic = Nic::idle(&|_| {}, NetF::all());
+    nic.device = device;
+    nic.peer = peer;
+    for round in 0..50_u8 {
+        nic.device.negotiate(nic.features).unwrap();
+        let mut driver = virtqueue::mock::SplitDriver::new(
+            nic.memory.clone(),
+            vm_memory::GuestAddress(0x1_0000),
+            256,
+            nic.features,
+        );
+        std::mem::swap(&mut nic.drivers[TX], &mut driver);
+        nic.activate();
+        for i in 0..100 {
+            nic.add_tx(&frame(PLAIN, 60, i), &[]);
+            nic.kicks[TX].write(1).unwrap();
+        }
+        let queues = nic.device.reset();
+        assert_eq!(queues.len(), 3, "{round}");
+        let taken = queues[TX].state;
+        assert_eq!(taken.next_avail, taken.next_used, "{round}");
+        assert_eq!(usize::from(taken.next_used), nic.used(TX).len());
+        assert!(nic.peer.state().kept.is_empty());
+        nic.peer.take();
+    }
+}

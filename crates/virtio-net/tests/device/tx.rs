@@ -1,0 +1,256 @@
+//! Frames that the driver sends.
+
+use virtio::net::F as NetF;
+use virtio_bus::VirtioDevice;
+use virtio_net::HeaderFault;
+use virtqueue::mock::{Buffer, Descriptor};
+
+use crate::harness::{Answer, DATA, HEADER, Nic, PLAIN, TX, frame};
+
+#[test]
+fn a_frame_reaches_the_peer_header_and_all_and_its_chain_comes_back_with_nothing_written() {
+    let mut nic = Nic::new();
+    let bytes = frame(PLAIN, 60, 1);
+    let head = nic.add_tx(&bytes, &[HEADER]);
+    assert!(nic.kick(TX));
+    assert_eq!(nic.peer.take(), [bytes]);
+    assert_eq!(nic.used(TX), [(u32::from(head), 0)]);
+    assert_eq!(nic.calls[TX].count(), 1);
+}
+
+#[test]
+fn the_header_may_lie_in_any_pieces() {
+    let mut nic = Nic::new();
+    let header = [1, 0, 54, 0, 0, 0, 34, 0, 16, 0, 0, 0];
+    let bytes = frame(header, 100, 2);
+    for cuts in [vec![], vec![1; 12], vec![5, 20], vec![13], vec![12, 1, 1]] {
+        nic.add_tx(&bytes, &cuts);
+        nic.kick(TX);
+        assert_eq!(nic.peer.take(), [bytes.clone()], "{cuts:?}");
+    }
+}
+
+#[test]
+fn a_batch_is_flushed_published_and_told_once() {
+    let mut nic = Nic::new();
+    for i in 0..100 {
+        nic.add_tx(&frame(PLAIN, 60, i), &[]);
+    }
+    let flushes = nic.peer.state().flushes;
+    assert!(nic.kick(TX));
+    assert_eq!(nic.peer.take().len(), 100);
+    let used = nic.used(TX);
+    assert_eq!(used.len(), 100);
+    let statistics = nic.device.tx_statistics(0).unwrap();
+    assert_eq!((statistics.frames, statistics.bytes), (100, 6000));
+    assert_eq!(statistics.batches, 1);
+    assert_eq!(statistics.notifications, 1);
+    assert_eq!(nic.calls[TX].count(), 1);
+    // One at the end of the batch, one of the turn that found nothing more.
+    assert!(nic.peer.state().flushes - flushes <= 2);
+}
+
+#[test]
+fn a_driver_that_wants_no_notification_gets_none() {
+    for features in [NetF::all(), NetF::all() - NetF::EVENT_IDX] {
+        let mut nic = Nic::with(&|_| {}, features);
+        nic.add_tx(&frame(PLAIN, 60, 0), &[]);
+        nic.kick(TX);
+        let before = nic.calls[TX].count();
+        nic.drivers[TX].set_used_event(1000);
+        nic.drivers[TX].set_no_interrupt(true);
+        for _ in 0..10 {
+            nic.add_tx(&frame(PLAIN, 60, 0), &[]);
+            nic.kick(TX);
+        }
+        assert_eq!(nic.used(TX).len(), 11);
+        assert_eq!(nic.calls[TX].count(), before, "{features:?}");
+    }
+}
+
+#[test]
+fn more_than_a_burst_takes_several_turns_and_loses_nothing() {
+    let mut nic = Nic::new();
+    for _ in 0..256 {
+        nic.add_tx(&frame(PLAIN, 14, 0), &[]);
+    }
+    assert!(nic.kick(TX));
+    // The queue was full with exactly a burst; what is added now needs another kick or the second look.
+    assert_eq!(nic.used(TX).len(), 256);
+    nic.add_tx(&frame(PLAIN, 14, 0), &[]);
+    nic.kick(TX);
+    assert_eq!(nic.used(TX).len(), 1);
+    assert_eq!(nic.peer.take().len(), 257);
+}
+
+#[test]
+fn each_bad_frame_is_dropped_counted_and_given_back_and_the_next_one_passes() {
+    use HeaderFault::*;
+    let header = |flags, gso, size: u16, start: u16, offset: u16| {
+        let [s0, s1] = size.to_le_bytes();
+        let [a0, a1] = start.to_le_bytes();
+        let [o0, o1] = offset.to_le_bytes();
+        [flags, gso, 0, 0, s0, s1, a0, a1, o0, o1, 0, 0]
+    };
+    let table = [
+        (PLAIN[..1].to_vec(), Short),
+        (PLAIN[..11].to_vec(), Short),
+        (PLAIN.to_vec(), Runt),
+        (frame(PLAIN, 13, 0), Runt),
+        (frame(PLAIN, 65558, 0), Giant),
+        (frame(header(1, 0, 0, 60, 0), 60, 0), ChecksumOffset),
+        (
+            frame(header(1, 0, 0, 0xffff, 0xffff), 60, 0),
+            ChecksumOffset,
+        ),
+        (frame(header(1, 1, 0, 34, 16), 3000, 0), GsoSize),
+        (frame(header(1, 1, 5000, 34, 16), 3000, 0), GsoSize),
+        (
+            frame(header(0, 1, 1000, 34, 16), 3000, 0),
+            GsoWithoutChecksum,
+        ),
+        (frame(header(1, 7, 1000, 34, 16), 3000, 0), GsoType),
+        (frame(header(1, 3, 1000, 34, 16), 3000, 0), GsoNotNegotiated),
+        (frame(header(1, 0x80, 0, 34, 16), 3000, 0), EcnWithoutTso),
+    ];
+    let mut nic = Nic::new();
+    let mut expected = std::collections::HashMap::new();
+    for (bytes, fault) in &table {
+        let bad = nic.add_tx(bytes, &[]);
+        let good = nic.add_tx(&frame(PLAIN, 60, 0), &[]);
+        nic.kick(TX);
+        assert_eq!(
+            nic.used(TX),
+            [(u32::from(bad), 0), (u32::from(good), 0)],
+            "{fault:?}"
+        );
+        assert_eq!(nic.peer.take().len(), 1, "{fault:?}");
+        *expected.entry(*fault).or_insert(0) += 1;
+        let statistics = nic.device.tx_statistics(0).unwrap();
+        assert_eq!(statistics.dropped(*fault), expected[fault], "{fault:?}");
+    }
+    assert!(nic.resets().is_empty());
+    let statistics = nic.device.tx_statistics(0).unwrap();
+    assert_eq!(statistics.dropped_in_all(), table.len() as u64);
+}
+
+#[test]
+fn a_chain_that_the_device_may_write_is_no_frame() {
+    let mut nic = Nic::new();
+    nic.drivers[TX].add(&[Buffer::readable(DATA, 100), Buffer::writable(DATA, 100)]);
+    nic.drivers[TX].add(&[Buffer::writable(DATA, 100)]);
+    nic.kick(TX);
+    assert_eq!(nic.used(TX).len(), 2);
+    assert!(nic.peer.take().is_empty());
+    let statistics = nic.device.tx_statistics(0).unwrap();
+    assert_eq!(statistics.dropped(HeaderFault::Writable), 2);
+}
+
+#[test]
+fn a_peer_that_carries_no_header_gets_the_frame_alone() {
+    let mut nic = Nic::with(&|peer| peer.header = false, NetF::all());
+    let bytes = frame(PLAIN, 60, 3);
+    nic.add_tx(&bytes, &[5, 20]);
+    nic.kick(TX);
+    assert_eq!(nic.peer.take(), [bytes[HEADER..].to_vec()]);
+}
+
+#[test]
+fn what_the_driver_changes_after_the_check_does_not_reach_the_peer() {
+    // The peer sees the header only when the frame is completed; the driver changes it meanwhile.
+    let mut nic = Nic::with(&|peer| peer.answer = Answer::Refuse, NetF::all());
+    let bytes = frame(PLAIN, 60, 0);
+    let at = DATA;
+    nic.add_tx(&bytes, &[]);
+    nic.kick(TX);
+    let lie = [1, 1, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+    vm_memory::Bytes::write_slice(&*nic.memory, &lie, vm_memory::GuestAddress(at)).unwrap();
+    nic.peer.has_room(10);
+    nic.turn();
+    assert_eq!(nic.peer.take(), [bytes]);
+}
+
+#[test]
+fn a_frame_without_room_waits_is_not_lost_and_goes_first() {
+    let mut nic = Nic::with(&|peer| peer.room = 2, NetF::all());
+    let frames: Vec<_> = (0..5).map(|i| frame(PLAIN, 60, i)).collect();
+    for bytes in &frames {
+        nic.add_tx(bytes, &[]);
+    }
+    assert!(nic.kick(TX));
+    assert_eq!(nic.used(TX).len(), 2);
+    // No kick helps, so none is asked for, and one that comes does no harm.
+    nic.add_tx(&frame(PLAIN, 60, 5), &[]);
+    assert!(!nic.kick(TX));
+    nic.kicks[TX].write(1).unwrap();
+    nic.turn();
+    assert!(nic.used(TX).is_empty());
+    nic.peer.has_room(1);
+    nic.turn();
+    assert_eq!(nic.used(TX).len(), 1);
+    nic.peer.has_room(10);
+    nic.turn();
+    assert_eq!(nic.used(TX).len(), 3);
+    let got = nic.peer.take();
+    assert_eq!(got[..5], frames[..]);
+    assert_eq!(got.len(), 6);
+    // And it sleeps with notifications on.
+    nic.add_tx(&frame(PLAIN, 60, 6), &[]);
+    assert!(nic.kick(TX));
+    assert_eq!(nic.used(TX).len(), 1);
+}
+
+#[test]
+fn frames_that_the_peer_keeps_come_back_when_it_says_so_in_any_order() {
+    let mut nic = Nic::with(&|peer| peer.answer = Answer::Keep, NetF::all());
+    let heads: Vec<u32> = (0..3)
+        .map(|i| u32::from(nic.add_tx(&frame(PLAIN, 60, i), &[])))
+        .collect();
+    nic.kick(TX);
+    assert!(nic.used(TX).is_empty());
+    for (i, head) in [(2, 2), (0, 0), (0, 1)] {
+        nic.peer.complete(i);
+        assert_eq!(nic.used(TX), [(heads[head], 0)]);
+    }
+    // A completion of what it has not got changes nothing.
+    nic.peer.port.sent(net_client::Token(1));
+    nic.peer.port.sent(net_client::Token(u32::MAX));
+    assert!(nic.used(TX).is_empty());
+    assert_eq!(nic.device.tx_statistics(0).unwrap().stray_completions, 2);
+}
+
+#[test]
+fn frames_that_the_peer_finishes_at_the_batchs_end_are_published_with_it() {
+    let mut nic = Nic::with(&|peer| peer.answer = Answer::KeepToFlush, NetF::all());
+    for i in 0..10 {
+        nic.add_tx(&frame(PLAIN, 60, i), &[]);
+    }
+    nic.kick(TX);
+    assert_eq!(nic.used(TX).len(), 10);
+    assert_eq!(nic.device.tx_statistics(0).unwrap().batches, 1);
+}
+
+#[test]
+fn a_ring_that_makes_no_sense_stops_its_queue_once_and_the_others_go_on() {
+    let mut nic = Nic::new();
+    nic.drivers[TX].set_descriptor(0, Descriptor::new(DATA, 100, 1, 0));
+    nic.drivers[TX].offer(0);
+    nic.kick(TX);
+    assert_eq!(nic.resets().len(), 1);
+    assert!(
+        nic.resets()[0].contains("virtio-net.0 tx"),
+        "{:?}",
+        nic.resets()
+    );
+    // The kick is not even read any more.
+    for _ in 0..3 {
+        nic.kicks[TX].write(1).unwrap();
+        nic.turn();
+    }
+    assert_eq!(nic.resets().len(), 1);
+    let (_, at) = nic.add_rx(2000);
+    nic.kick(crate::harness::RX);
+    let _ = nic.peer.give_frames([frame(PLAIN, 60, 9)]);
+    assert_eq!(nic.bytes(at + 12, 60), frame(PLAIN, 60, 9)[HEADER..]);
+    assert_eq!(nic.device.reset().len(), 3);
+}
