@@ -21,6 +21,7 @@
 //! | `device` | [`VirtioNet`]: life cycle and the queues' coming and going |
 //! | `pair` | one receive and one transmit queue with their port: the net client |
 //! | `tx`, `rx` | the two directions |
+//! | `buffers` | the buffers that the driver has made available for reception |
 //! | `ctrl` | the control queue |
 //! | `header` | the header in front of each frame |
 //! | `lend` | guest memory and buffers of our own, as lent to the peer |
@@ -35,6 +36,7 @@
 //! Not here yet: packed rings, several queue pairs, filters by MAC and VLAN, announcements, RSS,
 //! UDP offloads, and drivers from before virtio 1.0 on big-endian hosts.
 
+mod buffers;
 mod config;
 mod ctrl;
 mod device;

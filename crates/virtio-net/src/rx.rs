@@ -1,16 +1,15 @@
 //! The receive direction.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
 use net_client::{Drained, DropReason, Frame, FrameSource, IoVec, Port, Read, Received, Token};
 use virtio_bus::ActiveQueue;
-use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
+use virtqueue::{QueueError, QueueMemory, VirtQueue};
 
-use crate::header::{MAX_HEADER, NUM_BUFFERS};
+use crate::buffers::{Buffers, Chains};
 use crate::kick::{Watch, again};
-use crate::lend::{Overflow, copy_frame, lend_from};
+use crate::lend::{Overflow, copy_frame};
 use crate::pair::Layout;
 use crate::statistics::RxStatistics;
 
@@ -31,11 +30,7 @@ pub(crate) struct ActiveRx<M: QueueMemory> {
     loan: ActiveQueue,
     layout: Layout,
     mergeable: bool,
-    queue: VirtQueue<M>,
-    /// Popped, checked and not used yet, in the order in which they were made available.
-    ready: Chains<M>,
-    /// Chains with no buffers, for the next ones.
-    spare: Vec<Chain<M>>,
+    buffers: Buffers<M>,
     iov: Vec<IoVec>,
     overflow: Overflow,
     /// A read that goes on has `overflow`.
@@ -70,12 +65,6 @@ struct Reading<M: QueueMemory> {
 struct Held {
     guest_len: usize,
     room: usize,
-}
-
-/// Chains in order, with the sum of their room.
-struct Chains<M: QueueMemory> {
-    list: VecDeque<Chain<M>>,
-    len: usize,
 }
 
 /// What a call into the queue left to do without the lock.
@@ -186,7 +175,7 @@ impl<M: QueueMemory> Rx<M> {
             self.statistics.dropped_no_buffers += 1;
             port.count_dropped_receiving(DropReason::NotRunning);
         }
-        active.give_back();
+        active.buffers.give_back();
         active.finish(&mut self.statistics);
         // Whatever the peer was told, it is told anew at the next kick.
         active.starved = true;
@@ -207,9 +196,7 @@ impl<M: QueueMemory> ActiveRx<M> {
             loan,
             layout,
             mergeable,
-            queue,
-            ready: Chains::new(),
-            spare: Vec::new(),
+            buffers: Buffers::new(queue, layout, mergeable),
             iov: Vec::new(),
             overflow: Overflow::default(),
             overflow_lent: false,
@@ -227,7 +214,7 @@ impl<M: QueueMemory> ActiveRx<M> {
 
     /// The queue as it was lent, with where it stands now.
     pub(crate) fn hand_back(mut self) -> ActiveQueue {
-        self.loan.state = self.queue.state();
+        self.loan.state = self.buffers.queue.state();
         self.loan
     }
 
@@ -241,22 +228,24 @@ impl<M: QueueMemory> ActiveRx<M> {
         port: &Port,
         statistics: &mut RxStatistics,
     ) -> Result<Drained, QueueError> {
-        let want = self.guest_len(source.max_frame().max(self.layout.host_header_len));
+        let want = self
+            .buffers
+            .guest_len(source.max_frame().max(self.layout.host_header_len));
         let want = want.unwrap_or(self.layout.header_len);
         // Turns of the loop without a frame count too: a driver that makes useless chains available for
         // ever does not keep the thread.
         for _ in 0..BUDGET {
             self.deliver_held(statistics)?;
             if self.held.is_none() {
-                self.gather(want, statistics)?;
+                self.buffers.gather(want, statistics)?;
             }
-            if self.held.is_some() || self.ready.list.is_empty() {
+            if self.held.is_some() || self.buffers.ready.list.is_empty() {
                 if self.look_again(statistics)? {
                     continue;
                 }
                 return Ok(Drained::NoRoom);
             }
-            let room = self.lend_ready();
+            let room = self.buffers.lend(&mut self.iov);
             let overflow = want.saturating_sub(room);
             if overflow > 0 {
                 if self.overflow_lent {
@@ -283,7 +272,7 @@ impl<M: QueueMemory> ActiveRx<M> {
         port: &Port,
         statistics: &mut RxStatistics,
     ) -> Result<Received, QueueError> {
-        let Some(guest_len) = self.guest_len(frame.len) else {
+        let Some(guest_len) = self.buffers.guest_len(frame.len) else {
             statistics.dropped_malformed += 1;
             port.count_dropped_receiving(DropReason::Malformed);
             return Ok(Received::Taken);
@@ -292,18 +281,18 @@ impl<M: QueueMemory> ActiveRx<M> {
         for _ in 0..BUDGET {
             self.deliver_held(statistics)?;
             if self.held.is_none() {
-                self.gather(guest_len, statistics)?;
-                fits = self.fits(guest_len);
+                self.buffers.gather(guest_len, statistics)?;
+                fits = self.buffers.fits(guest_len);
                 if fits {
                     break;
                 }
-                if !self.ready.list.is_empty() && (self.is_all() || self.overdue) {
+                if !self.buffers.ready.list.is_empty() && (self.buffers.is_all() || self.overdue) {
                     self.drop_frame(port, statistics);
                     return Ok(Received::Taken);
                 }
             }
             if !self.look_again(statistics)? {
-                if !self.ready.list.is_empty() {
+                if !self.buffers.ready.list.is_empty() {
                     self.arm_timer();
                 }
                 return Ok(Received::Busy);
@@ -322,7 +311,7 @@ impl<M: QueueMemory> ActiveRx<M> {
         // The frame's own header comes first, at the start of the first chain; where it has none, what
         // comes first lies behind the room for one.
         let mut offset = header_len - host_header_len;
-        for chain in &self.ready.list {
+        for chain in &self.buffers.ready.list {
             let left = frame.len - skip;
             if left == 0 {
                 break;
@@ -331,7 +320,8 @@ impl<M: QueueMemory> ActiveRx<M> {
             offset = offset.saturating_sub(chain.writable_len());
         }
         // A frame that says it is longer than its memory: `skip` is what there was.
-        self.deliver_ready(header_len - host_header_len + skip, statistics);
+        self.buffers
+            .deliver_ready(header_len - host_header_len + skip, statistics);
         Ok(Received::Taken)
     }
 
@@ -344,7 +334,11 @@ impl<M: QueueMemory> ActiveRx<M> {
         port: &Port,
         statistics: &mut RxStatistics,
     ) -> Result<(), QueueError> {
-        let Some(guest_len) = self.guest_len(len).filter(|len| *len <= room + overflow) else {
+        let Some(guest_len) = self
+            .buffers
+            .guest_len(len)
+            .filter(|len| *len <= room + overflow)
+        else {
             statistics.dropped_malformed += 1;
             port.count_dropped_receiving(DropReason::Malformed);
             return Ok(());
@@ -358,7 +352,7 @@ impl<M: QueueMemory> ActiveRx<M> {
         if self.held.is_none() {
             return Ok(());
         }
-        if self.is_all() || self.overdue {
+        if self.buffers.is_all() || self.overdue {
             self.held = None;
             self.drop_frame(port, statistics);
         } else {
@@ -372,12 +366,13 @@ impl<M: QueueMemory> ActiveRx<M> {
         let Some(Held { guest_len, room }) = self.held else {
             return Ok(());
         };
-        self.gather(guest_len, statistics)?;
-        if !self.fits(guest_len) {
+        self.buffers.gather(guest_len, statistics)?;
+        if !self.buffers.fits(guest_len) {
             return Ok(());
         }
         self.held = None;
-        self.ready
+        self.buffers
+            .ready
             .write(room, self.overflow.bytes(guest_len.saturating_sub(room)));
         self.deliver_ready(guest_len, statistics);
         if let Some(watch) = &self.watch {
@@ -409,22 +404,24 @@ impl<M: QueueMemory> ActiveRx<M> {
         }
         let mut result = Ok(());
         if len > 0 {
-            match self.guest_len(len) {
+            match self.buffers.guest_len(len) {
                 Some(guest_len) if guest_len <= room => {
-                    self.deliver(&mut chains, guest_len, statistics);
+                    self.buffers.deliver(&mut chains, guest_len, statistics);
                 }
                 Some(guest_len) if overflow && self.mergeable && self.held.is_none() => {
                     // The chains that it needs beside its own come from those that are ready.
-                    result = self.gather(guest_len.saturating_sub(chains.len), statistics);
+                    result = self
+                        .buffers
+                        .gather(guest_len.saturating_sub(chains.len), statistics);
                     while chains.len < guest_len
-                        && let Some(chain) = self.ready.pop_front()
+                        && let Some(chain) = self.buffers.ready.pop_front()
                     {
                         chains.push_back(chain);
                     }
                     if chains.len >= guest_len {
                         let rest = guest_len.saturating_sub(room);
                         chains.write(room, self.overflow.bytes(rest));
-                        self.deliver(&mut chains, guest_len, statistics);
+                        self.buffers.deliver(&mut chains, guest_len, statistics);
                     } else {
                         self.drop_frame(port, statistics);
                     }
@@ -439,9 +436,9 @@ impl<M: QueueMemory> ActiveRx<M> {
         // What it did not use is next, unless a held frame lies in what is ready already.
         while let Some(chain) = chains.pop_back() {
             if self.held.is_none() {
-                self.ready.push_front(chain);
+                self.buffers.ready.push_front(chain);
             } else {
-                self.ready.push_back(chain);
+                self.buffers.ready.push_back(chain);
             }
         }
         // The list itself is used again.
@@ -453,7 +450,7 @@ impl<M: QueueMemory> ActiveRx<M> {
 
     /// Whether the peer can be told that there is room.
     fn refilled(&mut self, statistics: &mut RxStatistics) -> Result<bool, QueueError> {
-        self.queue.disable_notifications();
+        self.buffers.queue.disable_notifications();
         for _ in 0..BUDGET {
             self.deliver_held(statistics)?;
             if self.held.is_none() {
@@ -472,60 +469,6 @@ impl<M: QueueMemory> ActiveRx<M> {
     fn try_later(&mut self) {
         self.starved = true;
         again(&self.loan.kick);
-    }
-
-    /// Puts available chains on `ready` until they have room for `want` bytes, or, where frames are not
-    /// merged, until there is one.
-    fn gather(&mut self, want: usize, statistics: &mut RxStatistics) -> Result<(), QueueError> {
-        let mut bad = 0;
-        while self.ready.len < want && (self.mergeable || self.ready.list.is_empty()) {
-            let mut chain = self.spare.pop().unwrap_or_default();
-            let popped = self.queue.pop(&mut chain);
-            if !matches!(popped, Ok(true)) {
-                self.spare.push(chain);
-                return popped.map(|_| ());
-            }
-            if chain.readable_len() == 0 && chain.writable_len() >= self.layout.header_len {
-                self.ready.push_back(chain);
-                continue;
-            }
-            statistics.bad_chains += 1;
-            self.use_chain(chain, 0);
-            // A driver that makes them available as fast as they are given back gets no more of this turn.
-            bad += 1;
-            if bad == self.queue.size() {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// Fills `iov` with what is ready, behind the room for the header where the source has none. Returns the
-    /// guest bytes up to the end of it.
-    fn lend_ready(&mut self) -> usize {
-        let mut skip = self.layout.header_len - self.layout.host_header_len;
-        let mut room = 0;
-        self.iov.clear();
-        let chains = if self.mergeable { usize::MAX } else { 1 };
-        for segment in self
-            .ready
-            .list
-            .iter()
-            .take(chains)
-            .flat_map(Chain::writable)
-        {
-            // One is left for the overflow.
-            if self.iov.len() + 1 >= MAX_SEGMENTS {
-                break;
-            }
-            room += segment.len();
-            let here = skip.min(segment.len());
-            skip -= here;
-            if here < segment.len() {
-                self.iov.push(lend_from(segment, here));
-            }
-        }
-        room
     }
 
     fn free_slot(&mut self) -> usize {
@@ -547,7 +490,7 @@ impl<M: QueueMemory> ActiveRx<M> {
             return;
         };
         while reading.chains.len < room
-            && let Some(chain) = self.ready.pop_front()
+            && let Some(chain) = self.buffers.ready.pop_front()
         {
             reading.chains.push_back(chain);
         }
@@ -558,76 +501,13 @@ impl<M: QueueMemory> ActiveRx<M> {
         self.reading += 1;
     }
 
-    fn deliver_ready(&mut self, guest_len: usize, statistics: &mut RxStatistics) {
-        let mut chains = std::mem::replace(&mut self.ready, Chains::new());
-        self.deliver(&mut chains, guest_len, statistics);
-        self.ready = chains;
-    }
-
-    /// Gives the driver a frame that lies in the first `guest_len` bytes of `chains`, header included.
-    fn deliver(&mut self, chains: &mut Chains<M>, guest_len: usize, statistics: &mut RxStatistics) {
-        let Layout {
-            header_len,
-            host_header_len,
-            little_endian,
-            ..
-        } = self.layout;
-        let mut left = guest_len;
-        let mut buffers = 0_u16;
-        for chain in &chains.list {
-            if left == 0 {
-                break;
-            }
-            left = left.saturating_sub(chain.writable_len());
-            // A queue has at most 2^15 chains.
-            buffers += 1;
-        }
-        if let Some(first) = chains.list.front() {
-            if host_header_len == 0 {
-                let zeroes = [0; MAX_HEADER];
-                first.write(0, zeroes.get(..header_len).unwrap_or_default());
-            }
-            if header_len > NUM_BUFFERS {
-                // With VERSION_1 it is 1 where frames are not merged (virtio 1.4, 5.1.6.3.2).
-                let bytes = if little_endian {
-                    buffers.to_le_bytes()
-                } else {
-                    buffers.to_ne_bytes()
-                };
-                first.write(NUM_BUFFERS, &bytes);
-            }
-        }
-        let mut left = guest_len;
-        for _ in 0..buffers {
-            let Some(chain) = chains.pop_front() else {
-                break;
-            };
-            let part = left.min(chain.writable_len());
-            left -= part;
-            chain.mark_written(part);
-            self.use_chain(chain, part);
-        }
-        self.overdue = false;
-        statistics.frames += 1;
-        statistics.bytes += guest_len.saturating_sub(header_len) as u64;
-        statistics.buffers += u64::from(buffers);
-    }
-
-    fn use_chain(&mut self, chain: Chain<M>, len: usize) {
-        // A frame is shorter than 2^32 bytes; where it were not, less is claimed than was written.
-        let len = u32::try_from(len).unwrap_or(u32::MAX);
-        let pushed = self.queue.push_used(chain.head(), len);
-        debug_assert!(pushed.is_ok(), "{pushed:?}");
-        self.spare.push(chain);
-    }
-
     /// There is not room enough: asks the driver to kick when it makes more available. `true` when it
     /// already has.
     fn look_again(&mut self, statistics: &mut RxStatistics) -> Result<bool, QueueError> {
         // The driver gets what it has to fill again before it is waited for.
         self.finish(statistics);
-        if self.queue.enable_notifications()? {
-            self.queue.disable_notifications();
+        if self.buffers.queue.enable_notifications()? {
+            self.buffers.queue.disable_notifications();
             return Ok(true);
         }
         self.starved = true;
@@ -635,50 +515,14 @@ impl<M: QueueMemory> ActiveRx<M> {
         Ok(false)
     }
 
+    fn deliver_ready(&mut self, guest_len: usize, statistics: &mut RxStatistics) {
+        self.overdue = false;
+        self.buffers.deliver_ready(guest_len, statistics);
+    }
+
     /// Ends a batch: the driver sees what it was given.
     fn finish(&mut self, statistics: &mut RxStatistics) {
-        if self.queue.publish() == 0 {
-            return;
-        }
-        statistics.batches += 1;
-        if self.queue.needs_notification() {
-            statistics.notifications += 1;
-            self.loan.call.notify();
-        }
-    }
-
-    /// Gives back what is ready: to the available ring as long as it is the newest there, else used and empty.
-    fn give_back(&mut self) {
-        let end = self.queue.state().next_avail;
-        let list = self.ready.list.make_contiguous();
-        list.sort_by_key(|chain| end.wrapping_sub(chain.position()));
-        while let Some(mut chain) = self.ready.pop_front() {
-            if self.queue.undo_pop(&mut chain) {
-                self.spare.push(chain);
-            } else {
-                self.use_chain(chain, 0);
-            }
-        }
-    }
-
-    /// Guest bytes of a frame of `len` bytes of the source's, unless it is shorter than its header.
-    fn guest_len(&self, len: usize) -> Option<usize> {
-        len.checked_sub(self.layout.host_header_len)?
-            .checked_add(self.layout.header_len)
-    }
-
-    /// Whether a frame fits into what is ready: all of it, or, where frames are not merged, the first.
-    fn fits(&self, guest_len: usize) -> bool {
-        let room = match self.ready.list.front() {
-            Some(first) if !self.mergeable => first.writable_len(),
-            _ => self.ready.len,
-        };
-        room >= guest_len
-    }
-
-    /// Whether waiting cannot help: frames are not merged, or all entries of the queue are in hand.
-    fn is_all(&self) -> bool {
-        !self.mergeable || self.ready.list.len() >= usize::from(self.queue.size())
+        self.buffers.finish(&*self.loan.call, statistics);
     }
 
     fn drop_frame(&mut self, port: &Port, statistics: &mut RxStatistics) {
@@ -718,55 +562,14 @@ impl<M: QueueMemory> ActiveRx<M> {
     }
 }
 
-impl<M: QueueMemory> Chains<M> {
-    fn new() -> Self {
-        Self {
-            list: VecDeque::new(),
-            len: 0,
-        }
-    }
-
-    fn push_back(&mut self, chain: Chain<M>) {
-        // Chains of one queue, each of at most 2^42 bytes.
-        self.len += chain.writable_len();
-        self.list.push_back(chain);
-    }
-
-    fn push_front(&mut self, chain: Chain<M>) {
-        self.len += chain.writable_len();
-        self.list.push_front(chain);
-    }
-
-    fn pop_front(&mut self) -> Option<Chain<M>> {
-        let chain = self.list.pop_front()?;
-        self.len -= chain.writable_len();
-        Some(chain)
-    }
-
-    fn pop_back(&mut self) -> Option<Chain<M>> {
-        let chain = self.list.pop_back()?;
-        self.len -= chain.writable_len();
-        Some(chain)
-    }
-
-    /// Writes `data` from `offset` on, across chains.
-    fn write(&self, mut offset: usize, mut data: &[u8]) {
-        for chain in &self.list {
-            let written = chain.write(offset, data);
-            data = data.get(written..).unwrap_or_default();
-            if data.is_empty() {
-                return;
-            }
-            offset = offset.saturating_sub(chain.writable_len());
-        }
-    }
-}
-
 impl<M: QueueMemory> fmt::Debug for Rx<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rx")
-            .field("queue", &self.active.as_ref().map(|a| &a.queue))
-            .field("ready", &self.active.as_ref().map(|a| a.ready.list.len()))
+            .field("queue", &self.active.as_ref().map(|a| &a.buffers.queue))
+            .field(
+                "ready",
+                &self.active.as_ref().map(|a| a.buffers.ready.list.len()),
+            )
             .field("in_flight", &self.in_flight())
             .field("statistics", &self.statistics)
             .finish_non_exhaustive()

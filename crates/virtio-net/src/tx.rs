@@ -29,6 +29,8 @@ pub(crate) struct ActiveTx<M: QueueMemory> {
     /// What is popped next; while `pending`, the frame that the peer had no room for.
     chain: Chain<M>,
     pending: bool,
+    /// The peer has got frames since it was last told that a batch is complete.
+    unflushed: bool,
     iov: Vec<IoVec>,
     /// Neither paused nor being stopped.
     pub(crate) running: bool,
@@ -146,6 +148,7 @@ impl<M: QueueMemory> ActiveTx<M> {
             },
             chain: Chain::new(),
             pending: false,
+            unflushed: false,
             iov: Vec::new(),
             running,
             waiting: false,
@@ -209,6 +212,7 @@ impl<M: QueueMemory> ActiveTx<M> {
                 len,
             });
             self.pending = received == Received::Busy;
+            self.unflushed = true;
             match received {
                 Received::Taken => self.flight.done(head),
                 Received::Lent => self.flight.keep(&mut self.chain),
@@ -278,12 +282,14 @@ impl<M: QueueMemory> ActiveTx<M> {
 
     /// Ends a batch: the peer sends what it kept back, the driver sees what is done.
     fn finish(&mut self, port: &Port, statistics: &mut TxStatistics) {
-        let flight = &mut self.flight;
-        port.flush(&mut |token| {
-            if !flight.complete(token) {
-                statistics.stray_completions += 1;
-            }
-        });
+        if std::mem::take(&mut self.unflushed) {
+            let flight = &mut self.flight;
+            port.flush(&mut |token| {
+                if !flight.complete(token) {
+                    statistics.stray_completions += 1;
+                }
+            });
+        }
         self.publish(statistics);
     }
 

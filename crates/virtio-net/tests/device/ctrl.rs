@@ -2,7 +2,6 @@
 
 use net_client::Offloads;
 use virtio::net::F as NetF;
-use virtio_bus::VirtioDevice;
 use virtqueue::mock::Buffer;
 use vm_memory::{Bytes, GuestAddress};
 

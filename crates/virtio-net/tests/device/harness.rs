@@ -370,7 +370,7 @@ impl Nic {
                 SplitDriver::new(memory.clone(), GuestAddress(i * 0x1_0000), size, features)
             })
             .collect();
-        let three = || (0..3);
+        let three = || 0..3;
         Self {
             drivers,
             kicks: three()

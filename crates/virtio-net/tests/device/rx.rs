@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use net_client::{Drained, Received};
 use virtio::net::F as NetF;
-use virtio_bus::VirtioDevice;
 use virtqueue::mock::Buffer;
 
 use crate::harness::{DATA, HEADER, Nic, PLAIN, RX, frame};

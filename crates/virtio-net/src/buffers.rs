@@ -1,0 +1,257 @@
+//! The buffers that the driver has made available for reception.
+
+use std::collections::VecDeque;
+
+use net_client::IoVec;
+use virtio_bus::GuestNotifier;
+use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
+
+use crate::header::{MAX_HEADER, NUM_BUFFERS};
+use crate::lend::lend_from;
+use crate::pair::Layout;
+use crate::statistics::RxStatistics;
+
+/// A receive queue, with those of its chains that were taken and hold no frame yet.
+pub(crate) struct Buffers<M: QueueMemory> {
+    pub(crate) queue: VirtQueue<M>,
+    layout: Layout,
+    mergeable: bool,
+    /// Popped, checked and not used yet, in the order in which they were made available.
+    pub(crate) ready: Chains<M>,
+    /// Chains with no buffers, for the next ones.
+    spare: Vec<Chain<M>>,
+}
+
+/// Chains in order, with the sum of their room.
+pub(crate) struct Chains<M: QueueMemory> {
+    pub(crate) list: VecDeque<Chain<M>>,
+    pub(crate) len: usize,
+}
+
+impl<M: QueueMemory> Buffers<M> {
+    pub(crate) fn new(queue: VirtQueue<M>, layout: Layout, mergeable: bool) -> Self {
+        Self {
+            queue,
+            layout,
+            mergeable,
+            ready: Chains::new(),
+            spare: Vec::new(),
+        }
+    }
+
+    /// Puts available chains on `ready` until they have room for `want` bytes, or, where frames are not
+    /// merged, until there is one.
+    pub(crate) fn gather(
+        &mut self,
+        want: usize,
+        statistics: &mut RxStatistics,
+    ) -> Result<(), QueueError> {
+        let mut bad = 0;
+        while self.ready.len < want && (self.mergeable || self.ready.list.is_empty()) {
+            let mut chain = self.spare.pop().unwrap_or_default();
+            let popped = self.queue.pop(&mut chain);
+            if !matches!(popped, Ok(true)) {
+                self.spare.push(chain);
+                return popped.map(|_| ());
+            }
+            if chain.readable_len() == 0 && chain.writable_len() >= self.layout.header_len {
+                self.ready.push_back(chain);
+                continue;
+            }
+            statistics.bad_chains += 1;
+            self.use_chain(chain, 0);
+            // A driver that makes them available as fast as they are given back gets no more of this turn.
+            bad += 1;
+            if bad == self.queue.size() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `iov` with what is ready, behind the room for the header where the source has none. Returns the
+    /// guest bytes up to the end of it.
+    pub(crate) fn lend(&self, iov: &mut Vec<IoVec>) -> usize {
+        let mut skip = self.layout.header_len - self.layout.host_header_len;
+        let mut room = 0;
+        iov.clear();
+        let chains = if self.mergeable { usize::MAX } else { 1 };
+        for segment in self
+            .ready
+            .list
+            .iter()
+            .take(chains)
+            .flat_map(Chain::writable)
+        {
+            // One is left for the overflow.
+            if iov.len() + 1 >= MAX_SEGMENTS {
+                break;
+            }
+            room += segment.len();
+            let here = skip.min(segment.len());
+            skip -= here;
+            if here < segment.len() {
+                iov.push(lend_from(segment, here));
+            }
+        }
+        room
+    }
+
+    /// [`deliver`](Self::deliver)s a frame that lies in what is ready.
+    pub(crate) fn deliver_ready(&mut self, guest_len: usize, statistics: &mut RxStatistics) {
+        let mut chains = std::mem::replace(&mut self.ready, Chains::new());
+        self.deliver(&mut chains, guest_len, statistics);
+        self.ready = chains;
+    }
+
+    /// Gives the driver a frame that lies in the first `guest_len` bytes of `chains`, header included.
+    pub(crate) fn deliver(
+        &mut self,
+        chains: &mut Chains<M>,
+        guest_len: usize,
+        statistics: &mut RxStatistics,
+    ) {
+        let Layout {
+            header_len,
+            host_header_len,
+            little_endian,
+            ..
+        } = self.layout;
+        let mut left = guest_len;
+        let mut buffers = 0_u16;
+        for chain in &chains.list {
+            if left == 0 {
+                break;
+            }
+            left = left.saturating_sub(chain.writable_len());
+            // A queue has at most 2^15 chains.
+            buffers += 1;
+        }
+        if let Some(first) = chains.list.front() {
+            if host_header_len == 0 {
+                let zeroes = [0; MAX_HEADER];
+                first.write(0, zeroes.get(..header_len).unwrap_or_default());
+            }
+            if header_len > NUM_BUFFERS {
+                // With VERSION_1 it is 1 where frames are not merged (virtio 1.4, 5.1.6.3.2).
+                let bytes = if little_endian {
+                    buffers.to_le_bytes()
+                } else {
+                    buffers.to_ne_bytes()
+                };
+                first.write(NUM_BUFFERS, &bytes);
+            }
+        }
+        let mut left = guest_len;
+        for _ in 0..buffers {
+            let Some(chain) = chains.pop_front() else {
+                break;
+            };
+            let part = left.min(chain.writable_len());
+            left -= part;
+            chain.mark_written(part);
+            self.use_chain(chain, part);
+        }
+        statistics.frames += 1;
+        statistics.bytes += guest_len.saturating_sub(header_len) as u64;
+        statistics.buffers += u64::from(buffers);
+    }
+
+    fn use_chain(&mut self, chain: Chain<M>, len: usize) {
+        // A frame is shorter than 2^32 bytes; where it were not, less is claimed than was written.
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        let pushed = self.queue.push_used(chain.head(), len);
+        debug_assert!(pushed.is_ok(), "{pushed:?}");
+        self.spare.push(chain);
+    }
+
+    /// Ends a batch: the driver sees what it was given.
+    pub(crate) fn finish(&mut self, call: &dyn GuestNotifier, statistics: &mut RxStatistics) {
+        if self.queue.publish() == 0 {
+            return;
+        }
+        statistics.batches += 1;
+        if self.queue.needs_notification() {
+            statistics.notifications += 1;
+            call.notify();
+        }
+    }
+
+    /// Gives back what is ready: to the available ring as long as it is the newest there, else used and empty.
+    pub(crate) fn give_back(&mut self) {
+        let end = self.queue.state().next_avail;
+        let list = self.ready.list.make_contiguous();
+        list.sort_by_key(|chain| end.wrapping_sub(chain.position()));
+        while let Some(mut chain) = self.ready.pop_front() {
+            if self.queue.undo_pop(&mut chain) {
+                self.spare.push(chain);
+            } else {
+                self.use_chain(chain, 0);
+            }
+        }
+    }
+
+    /// Guest bytes of a frame of `len` bytes of the source's, unless it is shorter than its header.
+    pub(crate) fn guest_len(&self, len: usize) -> Option<usize> {
+        len.checked_sub(self.layout.host_header_len)?
+            .checked_add(self.layout.header_len)
+    }
+
+    /// Whether a frame fits into what is ready: all of it, or, where frames are not merged, the first.
+    pub(crate) fn fits(&self, guest_len: usize) -> bool {
+        let room = match self.ready.list.front() {
+            Some(first) if !self.mergeable => first.writable_len(),
+            _ => self.ready.len,
+        };
+        room >= guest_len
+    }
+
+    /// Whether waiting cannot help: frames are not merged, or all entries of the queue are in hand.
+    pub(crate) fn is_all(&self) -> bool {
+        !self.mergeable || self.ready.list.len() >= usize::from(self.queue.size())
+    }
+}
+
+impl<M: QueueMemory> Chains<M> {
+    pub(crate) fn new() -> Self {
+        Self {
+            list: VecDeque::new(),
+            len: 0,
+        }
+    }
+
+    pub(crate) fn push_back(&mut self, chain: Chain<M>) {
+        // Chains of one queue, each of at most 2^42 bytes.
+        self.len += chain.writable_len();
+        self.list.push_back(chain);
+    }
+
+    pub(crate) fn push_front(&mut self, chain: Chain<M>) {
+        self.len += chain.writable_len();
+        self.list.push_front(chain);
+    }
+
+    pub(crate) fn pop_front(&mut self) -> Option<Chain<M>> {
+        let chain = self.list.pop_front()?;
+        self.len -= chain.writable_len();
+        Some(chain)
+    }
+
+    pub(crate) fn pop_back(&mut self) -> Option<Chain<M>> {
+        let chain = self.list.pop_back()?;
+        self.len -= chain.writable_len();
+        Some(chain)
+    }
+
+    /// Writes `data` from `offset` on, across chains.
+    pub(crate) fn write(&self, mut offset: usize, mut data: &[u8]) {
+        for chain in &self.list {
+            let written = chain.write(offset, data);
+            data = data.get(written..).unwrap_or_default();
+            if data.is_empty() {
+                return;
+            }
+            offset = offset.saturating_sub(chain.writable_len());
+        }
+    }
+}
