@@ -26,3 +26,8 @@ pub mod readiness;
 pub mod signals;
 pub mod terminal;
 pub mod vmm;
+
+/// The README's code, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
