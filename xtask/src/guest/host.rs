@@ -126,11 +126,17 @@ fn emulated_host(
         .context("starting QEMU")
 }
 
+/// The devices that a host in a chroot sees.
+const DEVICES: &str = "null zero random urandom kvm net/tun vhost-net";
+
 fn chroot(root: &Path, console: &Path, report: &Path) -> Result<Child> {
     let root = quote(&root.display().to_string());
+    // Only the devices that are needed: what runs in there may be root.
     let script = format!(
-        "mount --rbind /dev {root}/dev && mount -t proc proc {root}/proc && \
-         mount -t sysfs sysfs {root}/sys; exec chroot {root} /bin/sh /host/main"
+        "cd {root} || exit 1; mkdir -p dev/net && for device in {DEVICES}; do \
+         if [ -e /dev/$device ]; then : >dev/$device; mount --bind /dev/$device dev/$device; fi; done \
+         && mount -t proc proc proc && mount -t sysfs sysfs sys; \
+         exec chroot . /bin/sh /host/main"
     );
     let mut command = dying_with_us("unshare");
     let root_already = run(Command::new("id").arg("-u")).is_ok_and(|o| o.stdout == b"0\n");
