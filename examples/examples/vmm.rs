@@ -10,6 +10,7 @@
 use std::process::ExitCode;
 
 use examples::cli::{self, Command};
+use examples::log::StderrLog;
 use examples::vmm;
 
 fn main() -> ExitCode {
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    StderrLog::install();
     match vmm::run(&options) {
         Ok(ending) => {
             let text = ending.to_string();

@@ -13,12 +13,14 @@
 //! | [`signals`] | the signals that ask the process to end |
 //! | [`ping`] | echo requests to a guest |
 //! | [`vmm`] | all of it as a program |
+//! | [`log`] | warnings and errors on standard error |
 //! | [`netns`] | a network namespace of the process's own |
 
 pub mod boot;
 pub mod cli;
 pub mod devices;
 pub mod kvm;
+pub mod log;
 pub mod machine;
 pub mod netns;
 pub mod ping;

@@ -3,6 +3,9 @@
 
 mod support;
 
+use examples::machine::layout::PCI_FIRST_GSI;
+use virtio_guest::Interrupts;
+
 use support::{MESSAGES, Rig, in_own_network, interfaces, wait_until};
 
 #[test]
@@ -12,13 +15,32 @@ fn the_hosts_stack_answers_arp_and_ping() {
         let mut driver = rig.driver();
         assert_eq!(driver.net.mac(), [0x52, 0x54, 0, 0xab, 0xcd, 0xef]);
         assert!(driver.net.is_link_up());
-        let host = driver.resolve_host();
+        driver.resolve_host();
         for sequence in 1..=100 {
-            driver.ping_host(host, sequence);
+            driver.ping_host(sequence);
         }
         // Each answer that was slept for was told of by the receive queue's own message.
         let receive = MESSAGES[1].data;
         assert!(driver.messages.contains(&receive), "{:?}", driver.messages);
+    });
+}
+
+#[test]
+fn without_vectors_the_pin_tells_of_what_arrives() {
+    in_own_network("without_vectors_the_pin_tells_of_what_arrives", || {
+        let rig = Rig::with_nic(",vectors=0,addr=4");
+        // INTA# of device 4, rotated by as much.
+        let line = PCI_FIRST_GSI;
+        let mut driver = rig.driver_with(Interrupts::Line);
+        driver.resolve_host();
+        driver.net.handle_interrupt();
+        assert!(!rig.interrupts.level(line), "reading ISR releases the line");
+        assert!(!driver.net.prepare_sleep());
+        // Something that the driver sleeps for.
+        driver.net.transmit(&driver.echo_request(1)).unwrap();
+        wait_until("the line is asserted", || rig.interrupts.level(line));
+        assert!(driver.net.handle_interrupt().queue);
+        assert!(!rig.interrupts.level(line));
     });
 }
 
@@ -30,8 +52,8 @@ fn a_reset_gives_everything_back_and_the_next_driver_works() {
             let rig = Rig::with_nic("");
             for round in 1..=3 {
                 let mut driver = rig.driver();
-                let host = driver.resolve_host();
-                driver.ping_host(host, round);
+                driver.resolve_host();
+                driver.ping_host(round);
                 // Without a word to the device: the machine is reset under the driver.
                 rig.devices.reset();
                 rig.machine.reset().unwrap();
@@ -50,8 +72,8 @@ fn nothing_is_left_when_a_machine_goes_with_its_driver_at_work() {
             let before = interfaces();
             let rig = Rig::with_nic("");
             let mut driver = rig.driver();
-            let host = driver.resolve_host();
-            driver.ping_host(host, 1);
+            driver.resolve_host();
+            driver.ping_host(1);
             let memory = std::sync::Arc::downgrade(rig.machine.memory());
             let interrupts = rig.interrupts.clone();
             drop((rig, driver));

@@ -125,13 +125,18 @@ impl Rig {
 
     /// The driver of the first NIC, started with one message for each queue.
     pub(crate) fn driver(&self) -> Driver {
+        self.driver_with(Interrupts::Messages(&MESSAGES))
+    }
+
+    /// The driver of the first NIC, started.
+    pub(crate) fn driver_with(&self, interrupts: Interrupts<'_>) -> Driver {
         let view = DriverView::new(self.machine.clone());
         let address = pci::functions(&view, 0)
             .find(|function| pci::is_virtio_net(&view, *function))
             .expect("configuration space shows a virtio-net function");
         let transport = VirtioPciTransport::probe(view, address).unwrap();
         let config = NetConfig {
-            interrupts: Interrupts::Messages(&MESSAGES),
+            interrupts,
             ..NetConfig::default()
         };
         let net = NetDriver::new(transport, DmaMemory::new(DMA), &config).unwrap();
@@ -139,6 +144,7 @@ impl Rig {
             net,
             interrupts: self.interrupts.clone(),
             messages: BTreeSet::new(),
+            host: [0xff; 6],
         }
     }
 }
@@ -149,6 +155,8 @@ pub(crate) struct Driver {
     pub(crate) interrupts: Arc<ManualInterrupts>,
     /// Data of all messages that came.
     pub(crate) messages: BTreeSet<u32>,
+    /// The host's link-layer address, once it is known.
+    host: [u8; 6],
 }
 
 impl Driver {
@@ -178,18 +186,23 @@ impl Driver {
     }
 
     /// Asks for the link-layer address of 10.0.2.2, as 10.0.2.15.
-    pub(crate) fn resolve_host(&mut self) -> [u8; 6] {
+    pub(crate) fn resolve_host(&mut self) {
         let request = arp_request(self.net.mac());
         let reply = self.ask(&request, |frame| {
             frame.len() >= 42 && frame[12..14] == ARP && frame[20..22] == [0, 2]
         });
         assert_eq!(reply[28..32], HOST);
-        reply[22..28].try_into().unwrap()
+        self.host.copy_from_slice(&reply[22..28]);
     }
 
-    /// Pings 10.0.2.2, which has this link-layer address.
-    pub(crate) fn ping_host(&mut self, host: [u8; 6], sequence: u16) {
-        let request = echo_request(self.net.mac(), host, sequence);
+    /// A ping of 10.0.2.2.
+    pub(crate) fn echo_request(&self, sequence: u16) -> Vec<u8> {
+        echo_request(self.net.mac(), self.host, sequence)
+    }
+
+    /// Pings 10.0.2.2, whose link-layer address is known.
+    pub(crate) fn ping_host(&mut self, sequence: u16) {
+        let request = self.echo_request(sequence);
         self.ask(&request, |frame| {
             frame.len() >= 42
                 && frame[12..14] == IPV4
@@ -201,7 +214,8 @@ impl Driver {
 }
 
 /// Messages for configuration, receive, transmit and control.
-pub(crate) const MESSAGES: [MsixMessage; 4] = [message(0x40), message(0x41), message(0x42), message(0x43)];
+pub(crate) const MESSAGES: [MsixMessage; 4] =
+    [message(0x40), message(0x41), message(0x42), message(0x43)];
 
 const fn message(data: u32) -> MsixMessage {
     MsixMessage {
