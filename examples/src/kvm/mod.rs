@@ -1,13 +1,15 @@
 //! A machine's processors and interrupt controllers, by KVM.
 //!
 //! [`KvmVm`] is the VM: its memory slots, the in-kernel PIC, I/O APIC and timer, the table of
-//! interrupt routes ([`msi`]) and the doorbells ([`ioevent`]). [`Vcpus`] are its processors, one
+//! interrupt routes (`msi`) and the doorbells (`ioevent`). [`Vcpus`] are its processors, one
 //! thread each while they run. A reset puts all of it back to a snapshot taken when it was made.
 
 mod cpuid;
 mod ioevent;
 mod msi;
 mod state;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 mod vm;
 
