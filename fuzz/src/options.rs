@@ -2,10 +2,20 @@
 
 use std::cell::OnceCell;
 use std::sync::Arc;
+use std::time::Duration;
 
+use iothread::{AioContext, EventLoop};
 use keyval::Options;
-use qdev::{Bus, DeviceClass, HotplugHandler, MAC_ADDRESS, Machine};
-use qom::{PropertyInfo, TypeInfo, TypeRegistry};
+use net_client::{Loopback, NetClients};
+use qdev::Machine;
+use qom::TypeRegistry;
+use virtio_bus::{KickBinder, NoKickBinder};
+use virtio_pci_proxies::object::register_all;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_pci::test_utils::{RecordingIrqLines, RecordingMsiSink};
+use vm_pci::{MsiSink, PciHost, PciHostConfig};
+
+use crate::rig::Memory;
 
 /// Pairs that are written with their commas doubled are parsed as the same pairs. Keys that came from
 /// a bare word may have commas or `=`, which no written pair can have.
@@ -52,12 +62,12 @@ pub fn check_takes(mut options: Options) {
 
 /// A device from this text is in the machine and can be removed, or there is none.
 pub fn check_device_add(text: &str) {
-    MACHINE.with(|machine| {
-        let machine = machine.get_or_init(machine_of_toys);
-        let buses = machine.buses().len();
+    MACHINE.with(|board| {
+        let board = board.get_or_init(Board::new);
+        let machine = &board.machine;
         match machine.device_add(Options::parse(text, Some("driver"))) {
             Ok(device) => {
-                assert!(machine.devices().iter().any(|info| info.bus.is_some()));
+                assert_eq!(board.host.bus().slots().len(), 2, "{text:?}");
                 machine
                     .request_unplug(&device)
                     .expect("a device that was added can be removed");
@@ -65,50 +75,58 @@ pub fn check_device_add(text: &str) {
             // An error can be put into words.
             Err(error) => assert!(!error.to_string().is_empty()),
         }
+        let _ = board.context.turn(Some(Duration::ZERO));
         assert_eq!(machine.devices(), [], "{text:?}");
-        assert_eq!(machine.buses().len(), buses, "{text:?}");
+        assert_eq!(machine.buses().len(), 1, "{text:?}");
+        assert_eq!(board.host.bus().slots().len(), 1, "{text:?}");
+        assert_eq!(board.msi.held(), 0, "{text:?}");
+        let netdev = board.netdevs.find("lo").expect("it stays");
+        assert!(!netdev.is_in_use(), "{text:?}");
     });
 }
 
 thread_local! {
-    static MACHINE: OnceCell<Arc<Machine>> = const { OnceCell::new() };
+    static MACHINE: OnceCell<Board> = const { OnceCell::new() };
 }
 
-struct ToyBus;
-
-impl HotplugHandler for ToyBus {}
-
-impl Bus for ToyBus {
-    fn max_devices(&self) -> Option<usize> {
-        Some(1)
-    }
+/// A machine with a PCI bus and all types, and the netdev `lo`.
+struct Board {
+    machine: Arc<Machine>,
+    host: PciHost,
+    msi: Arc<RecordingMsiSink>,
+    netdevs: Arc<NetClients>,
+    context: Arc<EventLoop>,
 }
 
-/// One bus, and a type for it that has a property of each kind.
-fn machine_of_toys() -> Arc<Machine> {
-    let mut registry = TypeRegistry::new();
-    qdev::register_types(&mut registry).expect("the first types");
-    let types = [
-        TypeInfo::new("toy-bus", qdev::BUS),
-        TypeInfo::new("toy", qdev::DEVICE).class_init(|class| {
-            class.part_mut::<DeviceClass>().bus_type = Some("toy-bus");
-            class.add_properties(&[
-                PropertyInfo::bool("switch", false),
-                PropertyInfo::u16("u16", 256),
-                PropertyInfo::u32("u32", 1),
-                PropertyInfo::size("size", 0),
-                PropertyInfo::on_off_auto("choice"),
-                PropertyInfo::str("text"),
-                PropertyInfo::custom("mac", &MAC_ADDRESS),
-            ]);
-        }),
-    ];
-    for info in types {
-        registry.register(info).expect("a type of its own name");
+impl Board {
+    fn new() -> Self {
+        let mut registry = TypeRegistry::new();
+        register_all::<Memory>(&mut registry).expect("the first types");
+        let machine = Machine::new(registry.share()).expect("a machine");
+        let memory: Memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])
+            .expect("memory")
+            .into();
+        let msi = RecordingMsiSink::new();
+        let netdevs = Arc::new(NetClients::new());
+        let context = EventLoop::new().expect("an event loop");
+        netdevs
+            .insert("lo", Loopback::new("lo"))
+            .expect("the first netdev");
+        machine.provide(Arc::new(memory));
+        machine.provide::<dyn MsiSink>(msi.clone());
+        machine.provide::<dyn KickBinder>(Arc::new(NoKickBinder));
+        machine.provide(netdevs.clone());
+        machine.provide::<dyn AioContext>(context.clone());
+        let host =
+            PciHost::new(PciHostConfig::default(), RecordingIrqLines::new()).expect("a host");
+        vm_pci::object::add_bus(&machine, machine.object(), "pci.0", host.bus().clone())
+            .expect("the first bus");
+        Self {
+            machine,
+            host,
+            msi,
+            netdevs,
+            context,
+        }
     }
-    let machine = Machine::new(registry.share()).expect("a machine");
-    machine
-        .add_bus(machine.object(), "toy-bus", "toy.0", Arc::new(ToyBus))
-        .expect("the first bus");
-    machine
 }

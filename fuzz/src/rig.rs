@@ -2,9 +2,13 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use virtio_bus::{KickAddress, KickBinder};
+use iothread::{AioContext, EventLoop};
+use virtio::F;
+use virtio_bus::{DeviceRef, KickAddress, KickBinder, VirtioDevice};
+use virtio_net::{VirtioNet, VirtioNetConfig};
 use virtio_pci::{VirtioPci, VirtioPciConfig};
 use virtqueue::mock::{Descriptor, INDIRECT, NEXT, WRITE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -12,6 +16,7 @@ use vm_pci::test_utils::{RecordingIrqLines, RecordingMsiSink};
 use vm_pci::{BarIndex, DevFn, PciFunction, PciHost, PciHostConfig};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::peer::Peer;
 use crate::toy::Toy;
 
 /// Guest memory of the rig.
@@ -19,6 +24,8 @@ pub type Memory = Arc<GuestMemoryMmap<()>>;
 
 const RAM: usize = 0x2_0000;
 const DEVICE: (u8, u8) = (3, 0);
+/// Entries of a queue that is set up by the book.
+const SIZE: u16 = 16;
 /// The BAR with the virtio structures, and where in it they are.
 const MODERN_BAR: u8 = 4;
 const NOTIFY: u64 = 0x3000;
@@ -41,7 +48,7 @@ mod common {
 
 /// Up to eight bytes to read, or to write.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-pub struct Access {
+struct Access {
     width: Width,
     write: Option<Value>,
 }
@@ -95,7 +102,7 @@ impl Access {
 
 /// Where an access goes.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-pub enum Place {
+enum Place {
     /// Configuration space of the device, or now and then of another.
     Config { ecam: bool, other: u8, offset: u16 },
     /// A register of the common configuration structure, through its BAR.
@@ -110,14 +117,35 @@ pub enum Place {
     Port(u16),
 }
 
+/// What is on the bus, and what happens to it.
+#[derive(Arbitrary, Clone, Debug)]
+pub struct Story {
+    nic: bool,
+    ops: Vec<Op>,
+}
+
+/// Runs it, with a reset at the end, as each driver can at any time.
+pub fn check(story: &Story) {
+    let rig = if story.nic {
+        Rig::with_nic()
+    } else {
+        Rig::with_toy()
+    };
+    for op in &story.ops {
+        rig.run(op);
+    }
+    rig.pci.bar_write(modern_bar(), common::STATUS, &[0]);
+    rig.check_reset();
+}
+
 /// What happens next.
 #[derive(Arbitrary, Clone, Debug)]
-pub enum Op {
+enum Op {
     /// The guest reads or writes.
     Access(Place, Access),
     /// The driver goes to DRIVER_OK by the book.
     Start {
-        features: u8,
+        features: u128,
         queues: u8,
     },
     /// It resets the device.
@@ -147,8 +175,14 @@ pub enum Op {
     },
     /// The device serves its queues.
     Turn,
+    /// A frame comes to the card.
+    Frame {
+        len: u8,
+    },
     /// The device tells the driver something.
-    ConfigChanged,
+    ConfigChanged {
+        up: bool,
+    },
     NeedsReset,
     /// An interrupt is delivered.
     Deliver,
@@ -191,29 +225,64 @@ struct Registers {
     addresses: [u8; 24],
 }
 
+/// What is on the bus.
+enum Model {
+    Toy(Arc<Toy>),
+    Nic {
+        nic: Arc<VirtioNet<Memory>>,
+        peer: Arc<Peer>,
+        context: Arc<EventLoop>,
+    },
+}
+
+impl Model {
+    fn device(&self) -> DeviceRef<Memory> {
+        match self {
+            Self::Toy(toy) => toy.clone(),
+            Self::Nic { nic, .. } => nic.clone(),
+        }
+    }
+}
+
 /// The machine.
-pub struct Rig {
+struct Rig {
     memory: Memory,
     host: PciHost,
     msi: Arc<RecordingMsiSink>,
     binder: Arc<Binder>,
-    toy: Arc<Toy>,
+    model: Model,
     pci: Arc<VirtioPci<Memory>>,
 }
 
 impl Rig {
+    fn with_toy() -> Self {
+        Self::new(Model::Toy(Arc::default()))
+    }
+
+    fn with_nic() -> Self {
+        let context = EventLoop::new().expect("an event loop");
+        let peer = Peer::new(true);
+        peer.set_moods(0b10_10_01_10);
+        let nic = VirtioNet::new(
+            VirtioNetConfig::default(),
+            vec![peer.port().clone()],
+            vec![context.clone() as Arc<dyn AioContext>],
+        );
+        let nic = nic.expect("a card");
+        Self::new(Model::Nic { nic, peer, context })
+    }
+
     /// Makes it, with addresses assigned.
-    pub fn new() -> Self {
+    fn new(model: Model) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).expect("memory");
         let memory = Arc::new(memory);
         let msi = RecordingMsiSink::new();
         let binder = Arc::new(Binder::default());
         let host = PciHost::new(PciHostConfig::default(), RecordingIrqLines::new()).expect("host");
-        let toy = Arc::new(Toy::default());
         let config = VirtioPciConfig::default();
         let pci = VirtioPci::new(config, memory.clone(), msi.clone(), binder.clone());
         let pci = pci.expect("a transport");
-        pci.bus().plug(toy.clone()).expect("an empty bus");
+        pci.bus().plug(model.device()).expect("an empty bus");
         host.bus()
             .attach(devfn(), pci.clone())
             .expect("an empty slot");
@@ -223,13 +292,13 @@ impl Rig {
             host,
             msi,
             binder,
-            toy,
+            model,
             pci,
         }
     }
 
     /// One step.
-    pub fn run(&self, op: &Op) {
+    fn run(&self, op: &Op) {
         match *op {
             Op::Access(place, access) => self.access(place, access),
             Op::Start { features, queues } => self.start(features, queues),
@@ -259,8 +328,7 @@ impl Rig {
                 let avail = ring(queue) + 0x400;
                 let at = GuestAddress(avail + 2);
                 let index: u16 = self.memory.read_obj(at).expect("rings are in memory");
-                let size = if queue { 16 } else { 64 };
-                let slot = GuestAddress(avail + 4 + 2 * u64::from(index % size));
+                let slot = GuestAddress(avail + 4 + 2 * u64::from(index % SIZE));
                 self.ram(slot, &[head, 0]);
                 self.ram(at, &index.wrapping_add(1).to_le_bytes());
                 let place = Place::Bar {
@@ -270,9 +338,24 @@ impl Rig {
                 self.access(place, Access::write(&[queue.into(), 0]));
             }
             Op::Ram { at, bytes } => self.ram(GuestAddress(at.into()), &bytes),
-            Op::Turn => self.toy.turn(),
-            Op::ConfigChanged => self.transport().config_changed(),
-            Op::NeedsReset => self.transport().needs_reset("fuzz"),
+            Op::Turn => match &self.model {
+                Model::Toy(toy) => toy.turn(),
+                Model::Nic { context, .. } => drop(context.turn(Some(Duration::ZERO))),
+            },
+            Op::Frame { len } => {
+                if let Model::Nic { peer, .. } = &self.model {
+                    peer.offer([len.into(); 4], len & 1);
+                }
+            }
+            Op::ConfigChanged { up } => match &self.model {
+                Model::Toy(toy) => toy.transport().expect("plugged").config_changed(),
+                Model::Nic { peer, .. } => peer.port().set_link(up),
+            },
+            Op::NeedsReset => {
+                if let Model::Toy(toy) = &self.model {
+                    toy.transport().expect("plugged").needs_reset("fuzz");
+                }
+            }
             Op::Deliver => drop(self.msi.deliver()),
             Op::ResetHost { assign } => {
                 self.host.reset();
@@ -295,12 +378,6 @@ impl Rig {
             }
         }
         self.check();
-    }
-
-    /// Ends with a reset, as each driver can at any time.
-    pub fn reset_and_check(&self) {
-        self.pci.bar_write(modern_bar(), common::STATUS, &[0]);
-        self.check_reset();
     }
 
     /// One access, which leaves the registers of enabled queues alone.
@@ -400,7 +477,7 @@ impl Rig {
         self.access(place, Access::write(bytes));
     }
 
-    fn start(&self, features: u8, queues: u8) {
+    fn start(&self, features: u128, queues: u8) {
         let command = Place::Config {
             ecam: true,
             other: 0xff,
@@ -411,9 +488,10 @@ impl Rig {
         for status in [1, 3] {
             self.set_common(common::STATUS, &[status]);
         }
-        // VERSION_1 beside any of the three that the toy offers.
-        let low = u32::from(features & 3) << 28;
-        let high = 1 | u32::from(features & 4) << 6;
+        let wanted = F::from_bits_retain(virtio::le128::from(features));
+        let chosen = self.model.device().offered_features() & wanted | F::VERSION_1;
+        let bits = chosen.bits().to_ne();
+        let (low, high) = (bits as u32, (bits >> 32) as u32);
         for (word, bits) in [(0, low), (1, high)] {
             self.set_common(common::DRIVER_FEATURE_SELECT, &[word, 0, 0, 0]);
             self.set_common(common::DRIVER_FEATURE, &bits.to_le_bytes());
@@ -425,6 +503,7 @@ impl Rig {
             }
             let base = ring(queue == 1);
             self.set_common(common::QUEUE_SELECT, &[queue, 0]);
+            self.set_common(common::QUEUE_SIZE, &SIZE.to_le_bytes());
             self.set_common(common::QUEUE_DESC, &base.to_le_bytes());
             self.set_common(common::QUEUE_DRIVER, &(base + 0x400).to_le_bytes());
             self.set_common(common::QUEUE_DEVICE, &(base + 0x800).to_le_bytes());
@@ -445,19 +524,29 @@ impl Rig {
     /// Whatever was, a device that was reset has no queue.
     fn check_reset(&self) {
         assert_eq!(self.status(), 0);
-        assert_eq!(self.toy.lent(), 0, "queues come back at reset");
+        match &self.model {
+            Model::Toy(toy) => assert_eq!(toy.lent(), 0, "queues come back at reset"),
+            Model::Nic { nic, peer, .. } => {
+                assert_eq!(peer.held(), 0, "the peer still has guest memory");
+                assert!(nic.reset().is_empty(), "queues come back at reset");
+            }
+        }
         assert!(self.registers().iter().all(|queue| !queue.enabled));
+        assert!(self.binder.0.lock().unwrap().is_empty());
         self.check();
     }
 
     fn check(&self) {
-        let lent = self.toy.lent();
-        assert!(lent == 0 || self.status() & 4 != 0, "lent before DRIVER_OK");
         let bound = self.binder.0.lock().unwrap();
-        assert!(bound.len() <= lent, "more kicks than live queues");
+        if let Model::Toy(toy) = &self.model {
+            let lent = toy.lent();
+            assert!(lent == 0 || self.status() & 4 != 0, "lent before DRIVER_OK");
+            assert!(bound.len() <= lent, "more kicks than live queues");
+        }
         if bound.is_empty() {
             return;
         }
+        assert!(self.status() & 4 != 0, "bound before DRIVER_OK");
         let base = self.windows_of_modern_bar().expect("decoded");
         let notify = base + NOTIFY..base + NOTIFY + NOTIFY_LEN;
         assert!(bound.iter().all(|(at, _)| notify.contains(&at.address)));
@@ -496,18 +585,8 @@ impl Rig {
         registers
     }
 
-    fn transport(&self) -> Arc<dyn virtio_bus::Transport> {
-        self.toy.transport().expect("plugged")
-    }
-
     fn ram(&self, at: GuestAddress, bytes: &[u8]) {
         (self.memory).write_slice(bytes, at).expect("low memory");
-    }
-}
-
-impl Default for Rig {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -522,4 +601,38 @@ fn modern_bar() -> BarIndex {
 /// Where a queue that is set up by the book has its descriptors.
 fn ring(second: bool) -> u64 {
     if second { 0x1_1000 } else { 0x1_0000 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_by_the_book_has_its_chains_served() {
+        for rig in [Rig::with_toy(), Rig::with_nic()] {
+            rig.run(&Op::Start {
+                features: 0,
+                queues: 0,
+            });
+            assert_eq!(rig.status(), 0xf);
+            assert_eq!(rig.binder.0.lock().unwrap().len(), 2);
+            rig.run(&Op::Describe {
+                queue: true,
+                index: 3,
+                address: 0x1000,
+                len: 60,
+                flags: 0,
+                next: 0,
+            });
+            let head = 3;
+            rig.run(&Op::Offer { queue: true, head });
+            rig.run(&Op::Turn);
+            let used: u16 = rig
+                .memory
+                .read_obj(GuestAddress(ring(true) + 0x802))
+                .unwrap();
+            assert_eq!(used, 1);
+            rig.run(&Op::ResetHost { assign: true });
+        }
+    }
 }

@@ -401,3 +401,38 @@ fn check_segment(memory: &Memory, segment: &Segment) {
     let host = memory.get_host_address(address).expect("mapped");
     assert_eq!(host, segment.ptr());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_by_the_book_is_taken_and_completed() {
+        let address = Place::Low(0x4000);
+        let story = Story {
+            layout: Layout::Usual { log2_size: 4 },
+            event_idx: false,
+            indirect: true,
+            next_avail: 0xffff,
+            outstanding: 0,
+            steps: vec![],
+        };
+        let ranges = REGIONS.map(|(base, len)| (GuestAddress(base), len));
+        let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+        let mut device = Device::new(&memory, &story).unwrap();
+        let fields = Fields {
+            address,
+            len: Len::Short(40),
+            flags: 2,
+            next: 0,
+        };
+        device.step(Step::Describe { index: 7, fields });
+        device.step(Step::Offer { head: 7 });
+        device.step(Step::Pop);
+        assert_eq!(device.in_flight, BTreeSet::from([7]));
+        assert_eq!(device.chain.writable_len(), 40);
+        device.step(Step::Push { nth: 0, len: 40 });
+        device.step(Step::Publish);
+        assert_eq!(device.queue.state().next_used, 0);
+    }
+}

@@ -1,0 +1,253 @@
+//! A net client of every mood: takes, keeps or refuses frames, and reads its own in any order.
+
+use std::io;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use net_client::{
+    Frame, FrameSource, IoVec, NetClient, Offloads, Port, Read, Received, Token, VnetHeader,
+    copy_from_iov, copy_to_iov, total_len,
+};
+
+/// The longest frame that the peer has, its header included.
+const MAX_FRAME: usize = 12 + 65549;
+/// The longest that a NIC may send: an IP packet behind an Ethernet header with two tags.
+const MAX_SENT: usize = 65535 + 14 + 8;
+
+/// The peer.
+#[derive(Debug)]
+pub struct Peer {
+    port: Arc<Port>,
+    vnet: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    header_len: usize,
+    /// Two bits for each frame that comes, used again and again.
+    moods: u8,
+    lent: Vec<(Token, Vec<IoVec>)>,
+    reads: Vec<(Token, Vec<IoVec>)>,
+}
+
+impl Peer {
+    /// Makes one that carries a header in front of each frame, or does not.
+    pub fn new(vnet: bool) -> Arc<Self> {
+        Arc::new_cyclic(|me: &std::sync::Weak<Self>| Self {
+            port: Port::new("peer", me.clone() as _),
+            vnet,
+            state: Mutex::default(),
+        })
+    }
+
+    /// Its end of the link.
+    pub fn port(&self) -> &Arc<Port> {
+        &self.port
+    }
+
+    /// What becomes of the frames to come.
+    pub fn set_moods(&self, moods: u8) {
+        self.lock().moods = moods;
+    }
+
+    /// Is finished with one frame of those that it keeps.
+    pub fn complete(&self, nth: u8) {
+        let mut state = self.lock();
+        if state.lent.is_empty() {
+            return;
+        }
+        let nth = usize::from(nth) % state.lent.len();
+        let (token, iov) = state.lent.remove(nth);
+        drop(state);
+        look_at(&iov);
+        self.port.sent(token);
+    }
+
+    /// Has frames of these lengths to be read, each of which may end later.
+    pub fn offer(&self, lens: [u16; 4], later: u8) {
+        let header_len = self.lock().header_len;
+        let mut source = Source {
+            peer: self,
+            frames: lens.map(|len| header_len + usize::from(len)).to_vec(),
+            later,
+        };
+        let _ = self.port.offer(&mut source);
+    }
+
+    /// Hands one frame over, of any length.
+    pub fn send(&self, len: u16) {
+        let _ = self.port.send_bytes(&vec![0x5a; usize::from(len)]);
+        self.port
+            .flush(&mut |token| panic!("{token:?} was not lent"));
+    }
+
+    /// Ends one of the reads that go on, with at most so many bytes.
+    pub fn finish_read(&self, nth: u8, len: u16) {
+        let mut state = self.lock();
+        if state.reads.is_empty() {
+            return;
+        }
+        let nth = usize::from(nth) % state.reads.len();
+        let (token, iov) = state.reads.remove(nth);
+        drop(state);
+        let len = copy_to_iov(&iov, 0, &vec![0; usize::from(len)]);
+        self.port.read_done(token, len);
+    }
+
+    /// Frames and buffers of the card that it has.
+    pub fn held(&self) -> usize {
+        let state = self.lock();
+        let reads = state.reads.iter();
+        // What a port reads for itself, to drop it, is in its own memory.
+        state.lent.len() + reads.filter(|(token, _)| *token != Token::PORT).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl NetClient for Peer {
+    fn receive(&self, frame: &Frame<'_>) -> Received {
+        let bytes = look_at(frame.iov);
+        assert_eq!(bytes.len(), frame.len);
+        let mut state = self.lock();
+        let sent = (frame.len)
+            .checked_sub(state.header_len)
+            .expect("a frame begins with its header");
+        assert!((14..=MAX_SENT).contains(&sent), "a frame of {sent} bytes");
+        if state.header_len > 0 {
+            check_header(&bytes[..state.header_len], sent);
+        }
+        let mood = state.moods & 3;
+        state.moods = state.moods.rotate_right(2);
+        match (mood, frame.token) {
+            (0, _) => Received::Busy,
+            (1, Some(token)) => {
+                assert!(state.lent.iter().all(|(lent, _)| *lent != token));
+                state.lent.push((token, frame.iov.to_vec()));
+                Received::Lent
+            }
+            _ => Received::Taken,
+        }
+    }
+
+    fn flush(&self, done: &mut dyn FnMut(Token)) {
+        // Half of what it keeps, last first.
+        let mut state = self.lock();
+        let half = state.lent.len().div_ceil(2);
+        let sent = state.lent.split_off(half);
+        drop(state);
+        for (token, iov) in sent.into_iter().rev() {
+            look_at(&iov);
+            done(token);
+        }
+    }
+
+    fn revoke(&self) {
+        let (lent, reads) = {
+            let mut state = self.lock();
+            (mem::take(&mut state.lent), mem::take(&mut state.reads))
+        };
+        for (token, iov) in lent {
+            look_at(&iov);
+            self.port.sent(token);
+        }
+        for (token, _) in reads {
+            self.port.read_done(token, 0);
+        }
+    }
+
+    fn room(&self) {
+        // What is waiting is offered again at some later step.
+    }
+
+    fn vnet_header(&self) -> Option<&dyn VnetHeader> {
+        self.vnet.then_some(self)
+    }
+}
+
+impl VnetHeader for Peer {
+    fn supported_offloads(&self) -> Offloads {
+        Offloads {
+            csum: true,
+            tso4: true,
+            tso6: true,
+            ecn: true,
+            ufo: true,
+            uso4: true,
+            uso6: true,
+        }
+    }
+
+    fn set_header_len(&self, len: usize) -> io::Result<()> {
+        self.lock().header_len = len;
+        Ok(())
+    }
+
+    fn set_little_endian(&self, _little_endian: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_offloads(&self, _offloads: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Source<'a> {
+    peer: &'a Peer,
+    frames: Vec<usize>,
+    later: u8,
+}
+
+impl FrameSource for Source<'_> {
+    fn max_frame(&self) -> usize {
+        MAX_FRAME
+    }
+
+    fn read(&mut self, token: Token, iov: &[IoVec]) -> Read {
+        let Some(len) = self.frames.pop() else {
+            return Read::Empty;
+        };
+        assert!(iov.len() <= 1024, "more than one call can take");
+        let later = self.later & 1 != 0;
+        self.later >>= 1;
+        if later {
+            let mut state = self.peer.lock();
+            assert!(state.reads.iter().all(|(lent, _)| *lent != token));
+            state.reads.push((token, iov.to_vec()));
+            return Read::Pending;
+        }
+        // As a tap does: what does not fit is cut.
+        Read::Frame(copy_to_iov(iov, 0, &vec![0; len]))
+    }
+}
+
+/// Reads all of it, so that memory that is not there shows.
+fn look_at(iov: &[IoVec]) -> Vec<u8> {
+    let mut bytes = vec![0; total_len(iov)];
+    assert_eq!(copy_from_iov(iov, 0, &mut bytes), bytes.len());
+    bytes
+}
+
+/// What the NIC has checked (virtio 1.4, 5.1.6.2), in other words.
+fn check_header(header: &[u8], frame_len: usize) {
+    let field = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
+    let (flags, gso_type) = (header[0], header[1]);
+    let (hdr_len, gso_size) = (field(2), field(4));
+    let (csum_start, csum_offset) = (field(6), field(8));
+    assert!(flags <= 1, "flags {flags:#x}");
+    assert!(hdr_len <= frame_len);
+    if flags == 1 {
+        assert!(csum_start + csum_offset + 2 <= frame_len, "checksum");
+    }
+    match gso_type & 0x7f {
+        0 => assert_eq!(gso_type, 0),
+        1 | 4 => {
+            assert_eq!(flags, 1, "segmentation without a checksum");
+            assert!((1..frame_len).contains(&gso_size), "segments of {gso_size}");
+        }
+        other => panic!("gso_type {other}"),
+    }
+}
