@@ -30,19 +30,47 @@ pub(crate) const HEADER: usize = 12;
 /// `struct virtio_net_hdr` of a plain frame.
 pub(crate) const PLAIN: [u8; HEADER] = [0; HEADER];
 
+/// Something to do once, at a moment in the middle of the device's work.
+#[derive(Default)]
+pub(crate) struct Hook(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Hook {
+    pub(crate) fn set(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.0.lock().unwrap() = Some(Box::new(hook));
+    }
+
+    fn run(&self) {
+        let hook = self.0.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook();
+        }
+    }
+}
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
+}
+
 /// Counts notifications.
 #[derive(Debug, Default)]
-pub(crate) struct Call(AtomicUsize);
+pub(crate) struct Call {
+    count: AtomicUsize,
+    /// Run within the next notification.
+    pub(crate) hook: Hook,
+}
 
 impl Call {
     pub(crate) fn count(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
+        self.count.load(Ordering::SeqCst)
     }
 }
 
 impl GuestNotifier for Call {
     fn notify(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.count.fetch_add(1, Ordering::SeqCst);
+        self.hook.run();
     }
 
     fn event_fd(&self) -> Option<&EventFd> {
@@ -94,6 +122,8 @@ pub(crate) struct Peer {
     pub(crate) port: Arc<Port>,
     context: Mutex<Option<Arc<dyn AioContext>>>,
     state: Mutex<PeerState>,
+    /// Run within the next flush.
+    pub(crate) flush_hook: Hook,
 }
 
 #[derive(Debug)]
@@ -105,6 +135,8 @@ pub(crate) struct PeerState {
     /// Frames got, header included.
     pub(crate) got: Vec<Vec<u8>>,
     pub(crate) kept: Vec<Token>,
+    /// Frames offered.
+    pub(crate) offers: usize,
     pub(crate) flushes: usize,
     pub(crate) rooms: usize,
     /// Frames to give.
@@ -126,12 +158,14 @@ impl Peer {
             me: me.clone(),
             port: Port::new("peer", me.clone() as Weak<dyn NetClient>),
             context: Mutex::new(None),
+            flush_hook: Hook::default(),
             state: Mutex::new(PeerState {
                 answer: Answer::Take,
                 revoking: Revoking::Backwards,
                 room: usize::MAX,
                 got: Vec::new(),
                 kept: Vec::new(),
+                offers: 0,
                 flushes: 0,
                 rooms: 0,
                 to_give: Vec::new(),
@@ -198,6 +232,7 @@ impl Peer {
 impl NetClient for Peer {
     fn receive(&self, frame: &Frame<'_>) -> Received {
         let mut state = self.state();
+        state.offers += 1;
         if state.answer == Answer::Refuse || state.room == 0 {
             return Received::Busy;
         }
@@ -225,6 +260,7 @@ impl NetClient for Peer {
             }
         };
         kept.into_iter().for_each(done);
+        self.flush_hook.run();
     }
 
     fn room(&self) {
@@ -348,16 +384,20 @@ impl Nic {
 
     /// A NIC before feature negotiation.
     pub(crate) fn idle(prepare: &dyn Fn(&mut PeerState), wanted: NetF) -> Self {
+        Self::idle_of(VirtioNetConfig::default(), prepare, wanted)
+    }
+
+    pub(crate) fn idle_of(
+        config: VirtioNetConfig,
+        prepare: &dyn Fn(&mut PeerState),
+        wanted: NetF,
+    ) -> Self {
         let clock = VirtualClock::new();
         let context = EventLoop::with_clock(clock.clone()).unwrap();
         let peer = Peer::new();
         prepare(&mut peer.state());
-        let device = VirtioNet::new(
-            VirtioNetConfig::default(),
-            vec![peer.port.clone()],
-            vec![context.clone()],
-        )
-        .unwrap();
+        let device =
+            VirtioNet::new(config, vec![peer.port.clone()], vec![context.clone()]).unwrap();
         let reports = Arc::new(Reports::default());
         let weak: Weak<Reports> = Arc::downgrade(&reports);
         device.plugged(weak);
@@ -469,6 +509,21 @@ impl Nic {
             .unwrap();
         let buffer = Buffer::writable(at, u32::try_from(len).unwrap());
         (self.drivers[RX].add(&[buffer]), at)
+    }
+
+    /// Prepares a chain, and returns what makes it available: for a hook.
+    pub(crate) fn later(
+        &mut self,
+        queue: usize,
+        buffers: &[Buffer],
+    ) -> impl FnOnce() + Send + 'static {
+        let driver = &mut self.drivers[queue];
+        let head = driver.prepare(buffers);
+        driver.offer_quietly(head);
+        let memory = self.memory.clone();
+        let index = driver.avail_idx();
+        let at = GuestAddress(driver.config().driver + 2);
+        move || memory.store(index.to_le(), at, Ordering::Release).unwrap()
     }
 
     pub(crate) fn bytes(&self, at: u64, len: usize) -> Vec<u8> {

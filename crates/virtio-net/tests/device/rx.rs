@@ -164,6 +164,23 @@ fn with_no_buffers_the_peer_stops_and_the_refill_kick_starts_it_again() {
 }
 
 #[test]
+fn buffers_that_come_just_before_the_device_sleeps_are_seen_by_the_second_look() {
+    for features in [NetF::all(), NetF::all() - NetF::EVENT_IDX, PLAIN_FEATURES()] {
+        let mut nic = Nic::with(&|_| {}, features);
+        nic.add_rx(100);
+        nic.kick(RX);
+        let at = nic.place(100);
+        // The driver refills when it hears of the first frame: notifications are off, it does not kick.
+        let hook = nic.later(RX, &[Buffer::writable(at, 100)]);
+        nic.calls[RX].hook.set(hook);
+        let frames = [frame(PLAIN, 60, 1), frame(PLAIN, 60, 2)];
+        assert_eq!(nic.peer.give_frames(frames), Drained::NoRoom);
+        assert_eq!(nic.used(RX).len(), 2, "{features:?}");
+        assert_eq!(nic.bytes(at + 12, 60), frame(PLAIN, 60, 2)[HEADER..]);
+    }
+}
+
+#[test]
 fn a_frame_that_the_driver_refills_for_in_time_is_not_lost() {
     let mut nic = Nic::new();
     nic.peer.state().max_frame = 65562;

@@ -1,9 +1,12 @@
 //! Frames that the driver sends.
 
+use std::time::Duration;
+
 use virtio::net::F as NetF;
 use virtio_bus::VirtioDevice;
-use virtio_net::HeaderFault;
+use virtio_net::{HeaderFault, VirtioNetConfig};
 use virtqueue::mock::{Buffer, Descriptor};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::harness::{Answer, DATA, HEADER, Nic, PLAIN, TX, frame};
 
@@ -80,6 +83,43 @@ fn more_than_a_burst_takes_several_turns_and_loses_nothing() {
     nic.kick(TX);
     assert_eq!(nic.used(TX).len(), 1);
     assert_eq!(nic.peer.take().len(), 257);
+}
+
+#[test]
+fn a_burst_ends_the_turn_and_the_next_turn_comes_by_itself() {
+    let config = VirtioNetConfig {
+        x_txburst: 4,
+        ..Default::default()
+    };
+    let mut nic = Nic::idle_of(config, &|_| {}, NetF::all());
+    nic.device.negotiate(nic.features).unwrap();
+    nic.activate();
+    for _ in 0..10 {
+        nic.add_tx(&frame(PLAIN, 60, 0), &[]);
+    }
+    nic.kicks[TX].write(1).unwrap();
+    for expected in [4, 4, 2] {
+        nic.context.turn(Some(Duration::ZERO)).unwrap();
+        assert_eq!(nic.used(TX).len(), expected);
+    }
+}
+
+#[test]
+fn a_frame_that_comes_just_before_the_device_sleeps_is_seen_by_the_second_look() {
+    for features in [NetF::all(), NetF::all() - NetF::EVENT_IDX] {
+        let mut nic = Nic::with(&|_| {}, features);
+        nic.add_tx(&frame(PLAIN, 60, 0), &[]);
+        let late = frame(PLAIN, 60, 1);
+        let at = nic.place(late.len());
+        nic.memory.write_slice(&late, GuestAddress(at)).unwrap();
+        // The driver makes it available when notifications are still off, so it does not kick.
+        let hook = nic.later(TX, &[Buffer::readable(at, 72)]);
+        nic.peer.flush_hook.set(hook);
+        nic.kicks[TX].write(1).unwrap();
+        nic.turn();
+        assert_eq!(nic.peer.take().len(), 2, "{features:?}");
+        assert_eq!(nic.used(TX).len(), 2);
+    }
 }
 
 #[test]
@@ -163,7 +203,7 @@ fn what_the_driver_changes_after_the_check_does_not_reach_the_peer() {
     nic.add_tx(&bytes, &[]);
     nic.kick(TX);
     let lie = [1, 1, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
-    vm_memory::Bytes::write_slice(&*nic.memory, &lie, vm_memory::GuestAddress(at)).unwrap();
+    nic.memory.write_slice(&lie, GuestAddress(at)).unwrap();
     nic.peer.has_room(10);
     nic.turn();
     assert_eq!(nic.peer.take(), [bytes]);
@@ -181,8 +221,10 @@ fn a_frame_without_room_waits_is_not_lost_and_goes_first() {
     // No kick helps, so none is asked for, and one that comes does no harm.
     nic.add_tx(&frame(PLAIN, 60, 5), &[]);
     assert!(!nic.kick(TX));
+    let offers = nic.peer.state().offers;
     nic.kicks[TX].write(1).unwrap();
     nic.turn();
+    assert_eq!(nic.peer.state().offers, offers, "not asked again");
     assert!(nic.used(TX).is_empty());
     nic.peer.has_room(1);
     nic.turn();
