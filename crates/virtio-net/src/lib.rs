@@ -14,6 +14,27 @@
 //! back; a bad control command is answered with `VIRTIO_NET_ERR`; a queue whose rings make no sense is
 //! stopped and the transport asked for a reset.
 //!
+//! ```
+//! use std::sync::Arc;
+//! use iothread::EventLoop;
+//! use net_client::Loopback;
+//! use virtio_bus::VirtioDevice;
+//! use virtio_net::{VirtioNet, VirtioNetConfig};
+//! use vm_memory::GuestMemoryMmap;
+//!
+//! let backend = Loopback::new("net0");
+//! let context = EventLoop::new()?;
+//! let nic = VirtioNet::<Arc<GuestMemoryMmap<()>>>::new(
+//!     VirtioNetConfig::default(),
+//!     vec![backend.port().clone()],
+//!     vec![context],
+//! )?;
+//! // What a transport asks it: a receive, a transmit and a control queue.
+//! assert_eq!(nic.queue_max_sizes(), [256, 256, 64]);
+//! assert!(nic.offered_features().contains(virtio::F::VERSION_1));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! | module | holds |
 //! |---|---|
 //! | `config` | [`VirtioNetConfig`], and the configuration space |
