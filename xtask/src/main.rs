@@ -3,8 +3,10 @@
 //! | chore | what it does |
 //! |---|---|
 //! | `layers` | checks that the arrows between crates point downwards: [`layers`] |
+//! | `fuzz` | runs each fuzz target for some seconds: [`fuzz`] |
 //! | `guest` | boots stock Linux under the example VMM and tries the NIC from inside: [`guest`] |
 
+mod fuzz;
 mod guest;
 mod layers;
 
@@ -13,6 +15,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
+        Some("fuzz") => fuzz::main(args.collect()),
         Some("guest") => guest::main(args.collect()),
         Some("layers") => match layers::check() {
             Ok(()) => ExitCode::SUCCESS,
@@ -41,6 +44,7 @@ usage: cargo xtask CHORE ...
 
 chores:
   layers   check that no crate depends on one of its own level or above
+  fuzz     run each fuzz target for some seconds (cargo xtask fuzz --help)
   guest    boot stock Linux under the example VMM and try the NIC from inside
            (cargo xtask guest --help)
 ";
