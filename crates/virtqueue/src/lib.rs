@@ -25,7 +25,7 @@
 //! | `split` | the memory of split rings, and the order of accesses to it |
 //! | `event` | when an index passes an event index |
 //! | `memory` | [`QueueMemory`], what is asked of guest memory |
-//! | [`mock`] | with the feature `test-utils`: a driver for tests |
+//! | `mock` | with the feature `test-utils`: a driver for tests |
 //!
 //! Not here: packed rings (`VIRTIO_F_RING_PACKED` is refused), in-order completion, notification data,
 //! rings that lie across two regions of guest memory, and memory that is mapped on demand (Xen grants).

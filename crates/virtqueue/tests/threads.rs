@@ -1,6 +1,5 @@
 //! A driver and a device on two threads, each asleep unless the other wakes it: a wakeup that is lost shows as a
 //! thread that never wakes.
-#![expect(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
