@@ -134,10 +134,13 @@ impl NetClient for Peer {
     }
 
     fn flush(&self, done: &mut dyn FnMut(Token)) {
-        // Half of what it keeps, last first.
+        // By mood, half of what it keeps or all of it, last first.
         let mut state = self.lock();
-        let half = state.lent.len().div_ceil(2);
-        let sent = state.lent.split_off(half);
+        let kept = match state.moods & 4 {
+            0 => state.lent.len().div_ceil(2),
+            _ => 0,
+        };
+        let sent = state.lent.split_off(kept);
         drop(state);
         for (token, iov) in sent.into_iter().rev() {
             look_at(&iov);
@@ -179,6 +182,10 @@ impl VnetHeader for Peer {
             uso4: true,
             uso6: true,
         }
+    }
+
+    fn header_len(&self) -> usize {
+        self.lock().header_len
     }
 
     fn set_header_len(&self, len: usize) -> io::Result<()> {

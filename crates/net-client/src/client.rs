@@ -139,6 +139,12 @@ pub trait NetClient: Send + Sync + fmt::Debug {
     #[doc(alias = "qemu_purge_queued_packets")]
     fn revoke(&self) {}
 
+    /// End every read that is [`Read::Pending`], with the frame that has come or without one: when
+    /// this returns, the token of each has been completed. Called on the context when a filter comes
+    /// to stand between the peers, since frames that are read in place would pass it by. Part of
+    /// [`revoke`](Self::revoke); a client whose reads end at once has nothing to do.
+    fn cancel_reads(&self) {}
+
     /// The link went up or down, by either end.
     fn link_status_changed(&self, up: bool) {
         let _ = up;
@@ -157,6 +163,26 @@ pub trait NetClient: Send + Sync + fmt::Debug {
     /// Stop working on the context: no frame leaves the client until the next
     /// [`attach`](Self::attach). May be called twice.
     fn detach(&self) {}
+
+    /// Take part in the work of the backend that this is one queue of, or rest. A backend of many
+    /// queues spreads the frames that it has over those that are enabled. Its first queue is enabled
+    /// from the start, the others rest. Called by the peer at run time, on any thread, as a NIC's
+    /// driver takes queues into use: on those that it takes, then off those that it leaves; at its reset
+    /// off all but the first. May be called twice.
+    ///
+    /// A queue that rests has no frames to read, and drops what it is sent. A client that is the only
+    /// queue of its backend is always at work and ignores this.
+    ///
+    /// # Errors
+    /// When the host refuses; the queue is as it was.
+    #[doc(alias = "tap_enable")]
+    #[doc(alias = "tap_disable")]
+    #[doc(alias = "peer_attach")]
+    #[doc(alias = "peer_detach")]
+    fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        let _ = enabled;
+        Ok(())
+    }
 
     /// The client's ability to carry `virtio_net_hdr` in front of each frame, where it has one.
     fn vnet_header(&self) -> Option<&dyn VnetHeader> {

@@ -1,6 +1,7 @@
 //! A client that gives back what it gets.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::client::{Frame, NetClient, Received, Token};
@@ -15,6 +16,7 @@ use crate::vnet::{Offloads, VnetHeader};
 #[derive(Debug)]
 pub struct Loopback {
     port: Arc<Port>,
+    header_len: AtomicUsize,
 }
 
 impl Loopback {
@@ -22,6 +24,7 @@ impl Loopback {
     pub fn new(name: impl Into<String>) -> Arc<Self> {
         Arc::new_cyclic(|me: &Weak<Self>| Self {
             port: Port::new(name, me.clone()),
+            header_len: AtomicUsize::new(0),
         })
     }
 
@@ -62,7 +65,12 @@ impl VnetHeader for Loopback {
         Offloads::default()
     }
 
-    fn set_header_len(&self, _len: usize) -> io::Result<()> {
+    fn header_len(&self) -> usize {
+        self.header_len.load(Ordering::Relaxed)
+    }
+
+    fn set_header_len(&self, len: usize) -> io::Result<()> {
+        self.header_len.store(len, Ordering::Relaxed);
         Ok(())
     }
 

@@ -30,6 +30,9 @@ pub trait VnetHeader {
     #[doc(alias = "qemu_has_ufo")]
     fn supported_offloads(&self) -> Offloads;
 
+    /// The length of the header in front of each frame: what was set last.
+    fn header_len(&self) -> usize;
+
     /// Sets the length of the header in front of each frame, in both directions: 10, 12 or more.
     ///
     /// # Errors

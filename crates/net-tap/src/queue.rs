@@ -201,6 +201,10 @@ impl VnetHeader for TapQueue {
         self.tap.supported_offloads()
     }
 
+    fn header_len(&self) -> usize {
+        self.header_len.load(Ordering::Relaxed)
+    }
+
     fn set_header_len(&self, len: usize) -> io::Result<()> {
         self.tap.set_header_len(len).map_err(into_io)?;
         self.header_len.store(len, Ordering::Relaxed);

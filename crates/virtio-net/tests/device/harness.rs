@@ -313,6 +313,10 @@ impl VnetHeader for Peer {
         self.state().can
     }
 
+    fn header_len(&self) -> usize {
+        self.state().header_len.unwrap_or(0)
+    }
+
     fn set_header_len(&self, len: usize) -> io::Result<()> {
         self.state().header_len = Some(len);
         Ok(())
