@@ -1,4 +1,4 @@
-/// Why an option string is refused; the words name the option, as QEMU's do.
+/// Why an option string is refused; the words name the option, as QEMU's do. Each is one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -35,8 +35,8 @@ pub enum Error {
     NotASize(String),
     /// The value of `id` is not an identifier.
     #[error(
-        "Parameter '{0}' expects an identifier\n\
-         Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
+        "Parameter '{0}' expects an identifier: \
+         letters, digits, '-', '.', '_', starting with a letter"
     )]
     NotAnIdentifier(String),
 }

@@ -31,11 +31,14 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`help`] | the lines that help prints of options |
 //! | [`scalar`] | the text of one value: switches, integers, sizes, identifiers |
 
 mod error;
+pub mod help;
 mod options;
 pub mod scalar;
 
 pub use error::Error;
+pub use help::OptionInfo;
 pub use options::Options;

@@ -1,3 +1,4 @@
+use crate::help::is_help;
 use crate::{Error, scalar};
 
 /// The pairs of one option string, in the order in which they were written.
@@ -71,7 +72,7 @@ impl Options {
         self.help
     }
 
-    /// One warning for each pair that was written as a bare word, as QEMU words it.
+    /// One warning for each pair that was written as a bare word: QEMU's words, in one line.
     pub fn short_forms(&self) -> impl Iterator<Item = String> {
         self.short_forms.iter().map(
             |ShortForm {
@@ -80,8 +81,7 @@ impl Options {
                  value,
              }| {
                 format!(
-                    "short-form boolean option '{written}' deprecated\n\
-                 Please use {key}={value} instead"
+                    "short-form boolean option '{written}' deprecated: please use {key}={value} instead"
                 )
             },
         )
@@ -274,8 +274,4 @@ fn split_value(text: &str) -> (String, &str) {
     }
     value.push_str(rest);
     (value, "")
-}
-
-fn is_help(word: &str) -> bool {
-    matches!(word, "help" | "?")
 }

@@ -77,8 +77,8 @@ fn bare_words_earn_a_warning() {
     assert_eq!(
         options.short_forms().collect::<Vec<_>>(),
         [
-            "short-form boolean option 'nomq' deprecated\nPlease use mq=off instead",
-            "short-form boolean option 'bar' deprecated\nPlease use bar=on instead",
+            "short-form boolean option 'nomq' deprecated: please use mq=off instead",
+            "short-form boolean option 'bar' deprecated: please use bar=on instead",
         ]
     );
 }
@@ -147,8 +147,8 @@ fn errors_name_the_option_in_qemus_words() {
         ),
         (
             of("id=0x").take_id().unwrap_err(),
-            "Parameter 'id' expects an identifier\n\
-             Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
+            "Parameter 'id' expects an identifier: letters, digits, '-', '.', '_', starting with a \
+             letter",
         ),
     ];
     for (error, expected) in cases {

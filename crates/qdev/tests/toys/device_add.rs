@@ -35,8 +35,8 @@ fn each_refusal_has_qemus_words() -> Result<(), Error> {
         ("id=x", "Parameter 'driver' is missing"),
         (
             "toy,id=0bad",
-            "Parameter 'id' expects an identifier\n\
-             Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
+            "Parameter 'id' expects an identifier: letters, digits, '-', '.', '_', starting with a \
+             letter",
         ),
         ("toy,id=a", "Duplicate ID 'a' for device"),
         ("foo,bar", "'foo' is not a valid device model name"),
