@@ -1,5 +1,9 @@
 //! From two option strings to a PCI function whose NIC has the netdev as its peer, and back.
-#![expect(clippy::unwrap_used, reason = "a test ends when its scaffold fails")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends when its scaffold fails"
+)]
 
 mod machine;
 
