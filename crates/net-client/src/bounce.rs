@@ -52,7 +52,7 @@ impl Bounce {
             }
         };
         let handed_over = self.hand_over(port, buffer, len);
-        port.flush(&mut |_| {});
+        port.flush_own();
         handed_over
     }
 
@@ -96,7 +96,7 @@ impl Bounce {
                 }
             }
         }
-        port.flush(&mut |_| {});
+        port.flush_own();
         drained
     }
 
@@ -117,15 +117,17 @@ impl Bounce {
             }
         };
         self.hand_over(port, buffer, len);
-        port.flush(&mut |_| {});
+        port.flush_own();
     }
 
-    /// Forgets a frame that is kept: its receiver is gone.
-    pub(crate) fn clear(&self) {
+    /// Forgets a frame that is kept: its receiver is gone. Whether there was one.
+    pub(crate) fn clear(&self) -> bool {
         let mut state = self.lock();
         if let State::Held(buffer, _) = &mut *state {
             *state = State::Idle(mem::take(buffer));
+            return true;
         }
+        false
     }
 
     /// Offers the frame in `buffer`, which was taken out, and puts the buffer back: idle (`true`),

@@ -17,6 +17,12 @@
 //! What is lent comes back by completion, or all at once by [`NetClient::revoke`], which
 //! [`Port::disconnect`] sees to.
 //!
+//! A client that keeps no frames of its own has them queued by its port, [`Port::post`].
+//!
+//! Between the two may stand filters ([`Filter`], [`Port::add_filter`]): each sees each frame once,
+//! in order, and lets it pass, drops it or holds it for a while. They come and go under traffic. As
+//! long as one stands, no frame is read in place. [`Capture`] is one: a pcap file of the traffic.
+//!
 //! [`NetClients`] is the table behind `-netdev`: the kinds that there are, and the netdevs made of
 //! option strings, by id.
 //!
@@ -45,30 +51,41 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Not here: filters, and packet queues longer than the one frame that a port keeps.
-//!
 //! | module | holds |
 //! |---|---|
 //! | `client` | what a client is: frames, sources, answers, completions |
 //! | `port` | one end of a link |
-//! | `bounce` | the one frame that a port copies, and keeps when its peer has no room |
+//! | `passage` | the way of a frame past filters, and the wait for room behind them |
+//! | `filter` | what stands between peers: sees, drops, holds |
+//! | `capture` | a filter that writes frames to a pcap file |
+//! | `queue` | frames that wait, in order, up to 10,000 |
+//! | `bounce` | the one frame that a port copies for a source, and keeps when its peer has no room |
 //! | `statistics` | frames, bytes, and drops by reason |
 //! | `vnet` | the header in front of each frame |
 //! | `iovec` | memory that a frame is in |
 //! | `netdev` | the table behind `-netdev` |
 //! | `loopback`, `recorder` | two simple clients |
+//! | `faulty` | a client with bad luck, the same each time: for tests |
 
 mod bounce;
+mod capture;
 mod client;
+mod faulty;
+mod filter;
 mod iovec;
 mod loopback;
 mod netdev;
+mod passage;
 mod port;
+mod queue;
 mod recorder;
 mod statistics;
 mod vnet;
 
+pub use capture::{CAPTURE_MAX_LEN, Capture, Clock};
 pub use client::{Drained, Frame, FrameSource, NetClient, Read, Received, Token};
+pub use faulty::{Faults, Faulty};
+pub use filter::{Direction, Directions, Filter, FilterId, Passing, Position, Verdict};
 pub use iovec::{IoVec, copy_from_iov, copy_to_iov, total_len};
 pub use loopback::Loopback;
 pub use netdev::{Constructor, NetClients, Netdev, NetdevError, OpenError, Opener};

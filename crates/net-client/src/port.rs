@@ -8,7 +8,9 @@ use iothread::AioContext;
 
 use crate::bounce::Bounce;
 use crate::client::{Drained, Frame, FrameSource, NetClient, Read, Received, Token};
+use crate::filter::{Direction, Filters};
 use crate::iovec::IoVec;
+use crate::queue::PacketQueue;
 use crate::statistics::{Counters, DropReason, Statistics};
 
 /// Why two ports were not connected.
@@ -39,12 +41,12 @@ pub enum ConnectError {
 /// One end of a link, owned by the client whose end it is. Clients call their peer through it, so
 /// that link state, filters and counters have one place.
 ///
-/// Both backlinks, to the client and to the peer, are `Weak`. A filter would stand in
-/// [`send`](Self::send), where every frame that is handed over passes, and would make
-/// [`offer`](Self::offer) take the copy way, so that every frame is handed over.
+/// Both backlinks, to the client and to the peer, are `Weak`. Filters stand in
+/// [`send`](Self::send), where every frame that is handed over passes; while one stands on either
+/// side [`offer`](Self::offer) takes the copy way, so that every frame is handed over.
 ///
-/// Locks: `connection` and the one inside `bounce` are leaves; no client is called while one is
-/// held. Frames and completions only read `connection`, so the two directions do not wait for one
+/// Locks: `connection` and those inside `bounce`, `waiting` and `filters` are leaves; no client and
+/// no filter is called while one is held. Frames and completions only read `connection`, so the two directions do not wait for one
 /// another.
 #[derive(Debug)]
 pub struct Port {
@@ -52,9 +54,13 @@ pub struct Port {
     client: Weak<dyn NetClient>,
     connection: RwLock<Option<Connection>>,
     link_down: AtomicBool,
+    /// The frame that is copied from a source on its way to the peer, behind those that wait.
     bounce: Bounce,
-    sent: Counters,
-    received: Counters,
+    /// Frames past all filters that the peer has no room for.
+    pub(crate) waiting: PacketQueue,
+    pub(crate) filters: Filters,
+    pub(crate) sent: Counters,
+    pub(crate) received: Counters,
 }
 
 /// What a port that has a peer knows.
@@ -75,6 +81,8 @@ impl Port {
             connection: RwLock::new(None),
             link_down: AtomicBool::new(false),
             bounce: Bounce::default(),
+            waiting: PacketQueue::default(),
+            filters: Filters::default(),
             sent: Counters::default(),
             received: Counters::default(),
         })
@@ -138,6 +146,13 @@ impl Port {
         }
         self.clear_peer();
         peer.clear_peer();
+        // Who had stopped for want of room goes on, if only to have its frames dropped.
+        let clients = [self.client.clone(), peer.client.clone()];
+        context.schedule(Box::new(move || {
+            for client in clients.iter().filter_map(Weak::upgrade) {
+                client.room();
+            }
+        }));
         tracing::debug!(a = self.name, b = peer.name, "disconnected");
     }
 
@@ -252,22 +267,17 @@ impl Port {
                 return Received::Taken;
             }
         };
-        let received = client.receive(frame);
-        debug_assert!(
-            received != Received::Lent || frame.token.is_some(),
-            "'{}' keeps a frame that is not lent",
-            peer.name
-        );
-        if received != Received::Busy {
-            self.sent.passed(frame.len);
-            peer.received.passed(frame.len);
+        if !self.waiting.is_empty() {
+            return Received::Busy;
         }
-        received
+        if self.is_filtered(&peer) {
+            return self.pass(&peer, &*client, frame, None);
+        }
+        self.hand_over(&peer, &*client, frame)
     }
 
     /// Offers a frame that the caller has as bytes (header included, where one is agreed on) and
     /// that the peer copies. For clients that cannot lend.
-    #[doc(alias = "qemu_send_packet")]
     pub fn send_bytes(&self, bytes: &[u8]) -> Received {
         let iov = IoVec::of_bytes(bytes);
         self.send(&Frame {
@@ -292,13 +302,15 @@ impl Port {
     /// [`room`](NetClient::room) is called when there is room again; a frame that was read already
     /// is kept by the port, and goes first.
     pub fn offer(&self, source: &mut dyn FrameSource) -> Drained {
-        if !self.bounce.deliver(self) {
+        if !self.waiting.is_empty() || !self.bounce.deliver(self) {
             return Drained::NoRoom;
         }
         if self.bounce.is_reading() {
             return Drained::Empty;
         }
-        if let Ok((peer, client)) = self.open_peer() {
+        if let Ok((peer, client)) = self.open_peer()
+            && !self.is_filtered(&peer)
+        {
             let mut counted = Counted {
                 source: &mut *source,
                 sent: &self.sent,
@@ -317,6 +329,16 @@ impl Port {
     pub fn room(&self) {
         if let Some(peer) = self.peer() {
             peer.peer_has_room();
+        }
+    }
+
+    /// Forgets all frames that wait for this client, at its peer's port and at filters, and counts them
+    /// as [`DropReason::NotRunning`]. Called by a client that begins anew, on the context: what was
+    /// sent before its reset does not reach it after, nor with a header of another length.
+    #[doc(alias = "qemu_purge_queued_packets")]
+    pub fn purge(&self) {
+        if let Some(peer) = self.peer() {
+            peer.forget_sent(self);
         }
     }
 
@@ -356,8 +378,18 @@ impl Port {
         }
     }
 
+    /// Forgets what is on its way to `peer`.
+    fn forget_sent(&self, peer: &Self) {
+        if self.bounce.clear() {
+            self.sent.dropped(DropReason::NotRunning);
+        }
+        self.forget_waiting(DropReason::NotRunning);
+        self.forget_held(Direction::Tx, DropReason::NotRunning);
+        peer.forget_held(Direction::Rx, DropReason::NotRunning);
+    }
+
     fn peer_has_room(&self) {
-        if !self.bounce.deliver(self) {
+        if !self.deliver_waiting() || !self.bounce.deliver(self) {
             return;
         }
         if let Some(client) = self.client() {
@@ -365,12 +397,50 @@ impl Port {
         }
     }
 
-    fn peer_client(&self) -> Option<Arc<dyn NetClient>> {
+    /// Gives one frame to the peer's client, past all filters.
+    pub(crate) fn hand_over(
+        &self,
+        peer: &Self,
+        client: &dyn NetClient,
+        frame: &Frame<'_>,
+    ) -> Received {
+        let received = client.receive(frame);
+        debug_assert!(
+            received != Received::Lent || frame.token.is_some(),
+            "'{}' keeps a frame that is not lent",
+            peer.name
+        );
+        if received != Received::Busy {
+            self.sent.passed(frame.len);
+            peer.received.passed(frame.len);
+        }
+        received
+    }
+
+    /// Ends a batch that the port itself has sent. What the client's own lent frames complete
+    /// meanwhile is told it at the next turn, since it may be at work further up the stack.
+    pub(crate) fn flush_own(&self) {
+        let mut done = Vec::new();
+        self.flush(&mut |token| done.push(token));
+        if let (false, Some(context)) = (done.is_empty(), self.context()) {
+            let client = self.client.clone();
+            context.schedule(Box::new(move || {
+                let Some(client) = client.upgrade() else {
+                    return;
+                };
+                for token in done {
+                    client.sent(token);
+                }
+            }));
+        }
+    }
+
+    pub(crate) fn peer_client(&self) -> Option<Arc<dyn NetClient>> {
         self.peer()?.client()
     }
 
     /// The peer, if a frame may pass.
-    fn open_peer(&self) -> Result<(Arc<Port>, Arc<dyn NetClient>), DropReason> {
+    pub(crate) fn open_peer(&self) -> Result<(Arc<Port>, Arc<dyn NetClient>), DropReason> {
         let peer = match &*self.read_connection() {
             Some(connection) if !connection.closing => connection.peer.upgrade(),
             _ => None,
@@ -415,7 +485,13 @@ impl Port {
         // Dropped when the lock is free again: it may be the last owner of the context.
         let connection = self.write_connection().take();
         drop(connection);
-        self.bounce.clear();
+        if self.bounce.clear() {
+            self.sent.dropped(DropReason::NoPeer);
+        }
+        self.forget_waiting(DropReason::NoPeer);
+        for direction in [Direction::Tx, Direction::Rx] {
+            self.forget_held(direction, DropReason::NoPeer);
+        }
     }
 
     fn read_connection(&self) -> RwLockReadGuard<'_, Option<Connection>> {
@@ -476,5 +552,10 @@ fn wait_for_turn(context: &Arc<dyn AioContext>) {
     let turned = Arc::new(AtomicBool::new(false));
     let flag = turned.clone();
     context.schedule(Box::new(move || flag.store(true, Ordering::Release)));
-    context.wait_while(&mut || !turned.load(Ordering::Acquire));
+    wait_for(context, &turned);
+}
+
+/// Returns when work on `context` has set the flag.
+pub(crate) fn wait_for(context: &Arc<dyn AioContext>, flag: &AtomicBool) {
+    context.wait_while(&mut || !flag.load(Ordering::Acquire));
 }
