@@ -27,10 +27,11 @@ impl Machine {
             return Err(Error::DuplicateId(id.clone()));
         }
         let driver = options.take_required("driver")?;
-        let class = self.device_class(&driver)?;
+        let driver = self.registry().canonical_name(&driver);
+        let class = self.device_class(driver)?;
         let bus = self.bus_for(&class, options.take("bus").as_deref())?;
 
-        let device = self.registry().new_object(&driver)?;
+        let device = self.registry().new_object(driver)?;
         let mut undo = Undo::new();
         self.adopt(&device, id.as_deref())?;
         undo.push(|| device.unparent());
@@ -73,6 +74,7 @@ impl Machine {
         if class.is_abstract() {
             return Err(Error::AbstractDriver);
         }
+        device.check_built(driver)?;
         if !device.user_creatable || (self.is_running() && !device.hotpluggable) {
             return Err(Error::NotPluggable);
         }
@@ -96,9 +98,7 @@ impl Machine {
                     device: device(),
                 })?,
             (Some(asked), wanted) => {
-                let bus = self
-                    .bus(asked)
-                    .ok_or_else(|| Error::BusNotFound(asked.to_owned()))?;
+                let bus = self.find_bus(asked)?;
                 if !wanted.is_some_and(|wanted| bus.is_a(wanted)) {
                     let bus = bus.type_name().to_string();
                     return Err(Error::WrongBus {
@@ -119,14 +119,36 @@ impl Machine {
         Ok(Some(bus))
     }
 
-    /// The bus of this name, such as `pci.0`, or at this path, such as `/machine/pci.0`.
-    #[must_use]
-    pub fn bus(&self, name: &str) -> Option<Arc<Object>> {
-        if name.starts_with('/') {
-            return self.resolve(name).filter(|object| object.is_a(crate::BUS));
+    /// The bus that `bus` names: its name, such as `pci.0`; its path, such as `/machine/pci.0`; or from a
+    /// bus by its name down over devices, by id or type, and their buses, such as `pci.0/net0/virtio-bus`,
+    /// where the name of a device's only bus may be left out.
+    ///
+    /// # Errors
+    /// [`Error::BusNotFound`], [`Error::DeviceNotFound`], [`Error::NoChildBus`],
+    /// [`Error::SeveralChildBuses`].
+    pub fn find_bus(&self, asked: &str) -> Result<Arc<Object>, Error> {
+        let not_found = |name: &str| Error::BusNotFound(name.to_owned());
+        if asked.starts_with('/') {
+            let object = self.resolve(asked);
+            let bus = object.filter(|object| object.is_a(crate::BUS));
+            return bus.ok_or_else(|| not_found(asked));
         }
-        let is_named = |bus: &Arc<Object>| BusState::of(bus).is_ok_and(|bus| bus.name() == name);
-        self.buses().into_iter().find(is_named)
+        let mut names = asked.split('/');
+        let first = names.next().unwrap_or_default();
+        let mut bus = named_bus(self.buses(), first).ok_or_else(|| not_found(first))?;
+        while let Some(name) = names.next() {
+            let device = device_on(&bus, name)?;
+            let mut buses = DeviceState::of(&device)?.buses();
+            bus = match names.next() {
+                Some(name) => named_bus(buses, name).ok_or_else(|| not_found(name))?,
+                None => match (buses.pop(), buses.is_empty()) {
+                    (Some(only), true) => only,
+                    (Some(_), false) => return Err(Error::SeveralChildBuses(name.to_owned())),
+                    (None, _) => return Err(Error::NoChildBus(name.to_owned())),
+                },
+            };
+        }
+        Ok(bus)
     }
 
     fn adopt(&self, device: &Arc<Object>, id: Option<&str>) -> Result<(), Error> {
@@ -144,4 +166,23 @@ impl Machine {
             .peripheral_anon
             .add_child(&format!("device[{number}]"), device.clone())?)
     }
+}
+
+fn named_bus(buses: Vec<Arc<Object>>, name: &str) -> Option<Arc<Object>> {
+    let is_named = |bus: &Arc<Object>| BusState::of(bus).is_ok_and(|bus| bus.name() == name);
+    buses.into_iter().find(is_named)
+}
+
+/// The device of this id on a bus, else the first one of this type.
+#[doc(alias = "qbus_find_dev")]
+fn device_on(bus: &Object, name: &str) -> Result<Arc<Object>, Error> {
+    let devices = BusState::of(bus)?.devices();
+    let has_id = |device: &&Arc<Object>| {
+        DeviceState::of(device).is_ok_and(|state| state.id().as_deref() == Some(name))
+    };
+    let by_id = devices.iter().find(has_id);
+    by_id
+        .or_else(|| devices.iter().find(|device| &**device.type_name() == name))
+        .cloned()
+        .ok_or_else(|| Error::DeviceNotFound(name.to_owned()))
 }

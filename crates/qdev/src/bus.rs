@@ -91,7 +91,19 @@ pub trait Bus: HotplugHandler {
 pub struct BusState {
     name: String,
     role: Arc<dyn Bus>,
-    devices: Mutex<Vec<Weak<Object>>>,
+    /// With the numbers of their links.
+    devices: Mutex<Children>,
+}
+
+#[derive(Debug, Default)]
+struct Children {
+    devices: Vec<(usize, Weak<Object>)>,
+    /// Numbers are not used again.
+    next: usize,
+}
+
+fn link_name(number: usize) -> String {
+    format!("child[{number}]")
 }
 
 impl BusState {
@@ -127,39 +139,55 @@ impl BusState {
     /// The devices on it, in the order in which they came; those being realized are among them.
     #[must_use]
     pub fn devices(&self) -> Vec<Arc<Object>> {
-        lock(&self.devices)
-            .iter()
-            .filter_map(Weak::upgrade)
-            .collect()
+        let children = lock(&self.devices);
+        let devices = children.devices.iter();
+        devices.filter_map(|(_, device)| device.upgrade()).collect()
     }
 
     /// Whether it has no room.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        let devices = lock(&self.devices);
-        self.no_room_beside(&devices)
+        self.has_no_room_beside(&lock(&self.devices))
     }
 
-    fn no_room_beside(&self, devices: &[Weak<Object>]) -> bool {
-        let taken = devices
-            .iter()
-            .filter(|device| device.strong_count() > 0)
-            .count();
+    fn has_no_room_beside(&self, children: &Children) -> bool {
+        let alive = |(_, device): &&(usize, Weak<Object>)| device.strong_count() > 0;
+        let taken = children.devices.iter().filter(alive).count();
         self.role.max_devices().is_some_and(|max| taken >= max)
     }
 
-    pub(crate) fn attach(&self, device: &Arc<Object>) -> Result<(), Error> {
-        let mut devices = lock(&self.devices);
-        if self.no_room_beside(&devices) {
-            return Err(Error::BusFull(self.name.clone()));
-        }
-        devices.retain(|device| device.strong_count() > 0);
-        devices.push(Arc::downgrade(device));
-        Ok(())
+    /// Takes a device, to which `bus`, the object that this is the state of, has a link from here on.
+    pub(crate) fn attach(&self, bus: &Object, device: &Arc<Object>) -> Result<(), Error> {
+        let number = {
+            let mut children = lock(&self.devices);
+            if self.has_no_room_beside(&children) {
+                return Err(Error::BusFull(self.name.clone()));
+            }
+            let number = children.next;
+            children.next += 1;
+            children.devices.push((number, Arc::downgrade(device)));
+            number
+        };
+        let name = link_name(number);
+        let linked = bus
+            .add_link(&name, device.type_name())
+            .and_then(|()| bus.set_link(&name, Some(device)));
+        linked.map_err(|error| {
+            self.detach(bus, device);
+            error.into()
+        })
     }
 
-    pub(crate) fn detach(&self, device: &Arc<Object>) {
-        lock(&self.devices).retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(device)));
+    pub(crate) fn detach(&self, bus: &Object, device: &Arc<Object>) {
+        let gone: Vec<_> = lock(&self.devices)
+            .devices
+            .extract_if(.., |(_, other)| {
+                std::ptr::eq(other.as_ptr(), Arc::as_ptr(device)) || other.strong_count() == 0
+            })
+            .collect();
+        for (number, _) in gone {
+            bus.remove_link(&link_name(number));
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::thread::{self, ThreadId};
 use qom::{Class, Object};
 
 use crate::sync::lock;
-use crate::{Error, Machine, Phase};
+use crate::{Category, Error, Machine, Phase};
 
 /// What one level of a device's class does. One value serves all devices of the class; what a
 /// device has of its own is in the parts of its object.
@@ -63,6 +63,11 @@ pub struct DeviceClass {
     pub hotpluggable: bool,
     /// What help prints of it; may be empty.
     pub description: &'static str,
+    /// Where help lists it.
+    pub category: Category,
+    /// Why there can be no such devices yet: QEMU has the type, and it is refused by name. The end of a
+    /// sentence, such as `there is no legacy interface`.
+    pub unbuilt: Option<&'static str>,
     pub(crate) levels: Vec<Level>,
 }
 
@@ -73,8 +78,21 @@ impl Default for DeviceClass {
             user_creatable: true,
             hotpluggable: true,
             description: "",
+            category: Category::default(),
+            unbuilt: None,
             levels: Vec::new(),
         }
+    }
+}
+
+impl DeviceClass {
+    pub(crate) fn check_built(&self, driver: &str) -> Result<(), Error> {
+        self.unbuilt.map_or(Ok(()), |reason| {
+            Err(Error::NotBuilt {
+                driver: driver.to_owned(),
+                reason,
+            })
+        })
     }
 }
 

@@ -24,6 +24,17 @@ pub enum Error {
     /// The type is abstract.
     #[error("Parameter 'driver' expects a non-abstract device type")]
     AbstractDriver,
+    /// Help was asked of a type that has no devices.
+    #[error("Parameter 'typename' expects a non-abstract device type")]
+    NotAConcreteType,
+    /// QEMU has devices of this type; here there are none yet.
+    #[error("'{driver}' is not supported: {reason}")]
+    NotBuilt {
+        /// The type.
+        driver: String,
+        /// What is missing.
+        reason: &'static str,
+    },
     /// The type is not for users to add, or not any more.
     #[error("Parameter 'driver' expects a pluggable device type")]
     NotPluggable,
@@ -33,6 +44,12 @@ pub enum Error {
     /// No bus of this name.
     #[error("Bus '{0}' not found")]
     BusNotFound(String),
+    /// The path names a device as if it were a bus, and it has no bus.
+    #[error("Device '{0}' has no child bus")]
+    NoChildBus(String),
+    /// The path names a device as if it were a bus, and it has several.
+    #[error("Device '{0}' has multiple child buses")]
+    SeveralChildBuses(String),
     /// The bus is of another type than the device needs.
     #[error("Device '{device}' can't go on {bus} bus")]
     WrongBus {
@@ -61,6 +78,9 @@ pub enum Error {
     /// No device of this id.
     #[error("Device '{0}' not found")]
     DeviceNotFound(String),
+    /// The path leads to several objects.
+    #[error("Path '{0}' is ambiguous")]
+    AmbiguousPath(String),
     /// The device was asked to leave already.
     #[error("Device {0} is already in the process of unplug")]
     UnplugPending(String),

@@ -92,25 +92,29 @@
 //! | `lifecycle` | [`Machine`]: realize, unplug, unrealize, reset |
 //! | `add` | [`Machine`]: devices from option strings |
 //! | `text` | property values from text; [`MacAddr`] |
-//! | `unbuilt` | checks that refuse what is not built: [`not_supported`], [`only_off`], [`only_on`] |
+//! | `tree` | [`Machine`]: the tree listed and read, as QEMU's `qom-list` and `qom-get` do |
+//! | [`help`](mod@help) | what `-device help` prints |
 
 mod add;
 mod bus;
+mod category;
 mod device;
 mod error;
+pub mod help;
 mod lifecycle;
 mod machine;
 mod object;
 mod phase;
 mod sync;
 mod text;
-mod unbuilt;
+mod tree;
 
 pub use bus::{Bus, BusState, HotplugHandler, UnplugAnswer};
+pub use category::Category;
 pub use device::{DeviceClass, DeviceLevel, DeviceState, add_level};
 pub use error::Error;
 pub use machine::{DeviceInfo, Machine};
 pub use object::{BUS, DEVICE, register_types};
 pub use phase::Phase;
 pub use text::{BadMacAddr, MAC_ADDRESS, MacAddr, set_text};
-pub use unbuilt::{not_supported, only_off, only_on};
+pub use tree::QomProperty;

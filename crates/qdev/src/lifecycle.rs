@@ -79,9 +79,9 @@ impl Machine {
             Some(bus) => {
                 check_bus(device, bus)?;
                 let bus_state = BusState::of(bus)?;
-                bus_state.attach(device)?;
+                bus_state.attach(bus, device)?;
                 let on_bus = (bus, bus_state.clone());
-                undo.push(move || bus_state.detach(device));
+                undo.push(move || bus_state.detach(bus, device));
                 device.set_link(DeviceState::PARENT_BUS, Some(bus))?;
                 undo.push(|| forget_bus(device));
                 self.observe(Step::PrePlug, bus.type_name(), device);
@@ -169,7 +169,7 @@ impl Machine {
             self.observe(Step::Withdraw, bus.type_name(), device);
             bus_state.role().withdraw(device, self);
             forget_bus(device);
-            bus_state.detach(device);
+            bus_state.detach(bus, device);
         }
         device.thaw();
         claim.advance(Phase::Created)

@@ -16,7 +16,7 @@ use crate::{Bus, BusState, DEVICE, DeviceState, Error, Phase};
 pub struct Machine {
     registry: Arc<TypeRegistry>,
     /// Owns the rest of the tree.
-    _root: Arc<Object>,
+    root: Arc<Object>,
     object: Arc<Object>,
     pub(crate) peripheral: Arc<Object>,
     pub(crate) peripheral_anon: Arc<Object>,
@@ -64,7 +64,7 @@ impl Machine {
             is_running: AtomicBool::new(false),
             services: Mutex::default(),
             registry,
-            _root: root,
+            root,
             object,
         }))
     }
@@ -79,6 +79,10 @@ impl Machine {
     #[must_use]
     pub fn object(&self) -> &Arc<Object> {
         &self.object
+    }
+
+    pub(crate) fn root(&self) -> &Arc<Object> {
+        &self.root
     }
 
     /// The object at a path such as `/machine/peripheral/net0`.

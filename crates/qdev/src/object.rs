@@ -23,7 +23,14 @@ pub fn register_types(registry: &mut TypeRegistry) -> Result<(), qom::Error> {
                 Ok(())
             }),
     )?;
-    registry.register(TypeInfo::new(BUS, OBJECT).abstract_type())
+    registry.register(
+        TypeInfo::new(BUS, OBJECT)
+            .abstract_type()
+            // A bus is there only while what has it is realized.
+            .instance_init(|bus| {
+                Ok(bus.add_computed("realized", Kind::Bool, |_| Some(Value::Bool(true)))?)
+            }),
+    )
 }
 
 fn device_init(device: &Arc<Object>) -> Result<(), qom::PropertyError> {

@@ -2,7 +2,7 @@ use std::sync::{Arc, Weak};
 
 use crate::object::Frozen;
 use crate::sync::lock;
-use crate::{Kind, Object, PropertyError, PropertyInfo, PropertyType, Value};
+use crate::{Kind, Object, PropertyError, PropertyInfo, PropertyType, Unbuilt, Value};
 
 type Getter = Arc<dyn Fn(&Object) -> Option<Value> + Send + Sync>;
 type Setter = Arc<dyn Fn(&Object, Value) -> Result<(), PropertyError> + Send + Sync>;
@@ -28,6 +28,7 @@ pub(crate) enum OwnProperty {
 
 /// One line of an object's list of properties.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PropertyEntry {
     /// The name.
     pub name: String,
@@ -35,8 +36,16 @@ pub struct PropertyEntry {
     pub type_name: String,
     /// What help prints; may be empty.
     pub description: &'static str,
-    /// The value of an object on which it was not set.
+    /// The value that help prints: that of an object on which it was not set.
     pub default: Option<Value>,
+    /// Can be set, as far as its kind goes.
+    pub is_settable: bool,
+    /// It is a child.
+    pub is_child: bool,
+    /// What it switches is not built.
+    pub unbuilt: Option<Unbuilt>,
+    /// QEMU has no property of this name on such an object.
+    pub is_our_own: bool,
 }
 
 impl Object {
@@ -99,13 +108,12 @@ impl Object {
         self.check_thawed(info)?;
         let value = make(&info.kind, self.type_name(), name)?;
         let value = info.kind.admit(value, self.type_name(), name)?;
-        if let Some(check) = info.check {
-            check(&value).map_err(|reason| PropertyError::Refused {
+        info.judge(&value)
+            .map_err(|reason| PropertyError::Refused {
                 type_name: self.type_name().to_string(),
                 name: name.to_owned(),
                 reason,
             })?;
-        }
         let mut state = lock(&self.state);
         Self::thawed(state.frozen.as_ref(), info, self.type_name())?;
         state.values.insert(info.name, value);
@@ -153,8 +161,9 @@ impl Object {
                 .map_or_else(|| Some(Value::from("")), path)),
             None => match self.class().property(name) {
                 Some(property) => {
-                    let set = lock(&self.state).values.get(name).cloned();
-                    Ok(set.or_else(|| property.info.default.clone()))
+                    let state = lock(&self.state);
+                    let found = state.settled.get(name).or_else(|| state.values.get(name));
+                    Ok(found.or_else(|| property.info.initial()).cloned())
                 }
                 None if name == "type" => Ok(Some(Value::from(&**self.type_name()))),
                 None => Err(self.not_found(name)),
@@ -196,9 +205,30 @@ impl Object {
         });
     }
 
-    /// Makes the properties of the class settable again.
+    /// Makes the properties of the class settable again, and forgets what they [came to](Self::settle).
     pub fn thaw(&self) {
-        lock(&self.state).frozen = None;
+        let mut state = lock(&self.state);
+        state.frozen = None;
+        state.settled.clear();
+    }
+
+    /// Says what a property of a frozen object came to, such as the address that a device got which was
+    /// given none: it reads so until the object is thawed. For what realizes a device.
+    ///
+    /// # Errors
+    /// [`PropertyError::NotFound`] if the class has no such property, those of [`Kind::admit`], and
+    /// [`PropertyError::NotWritable`] if the object is not frozen.
+    pub fn settle(&self, name: &str, value: impl Into<Value>) -> Result<(), PropertyError> {
+        let property = self.class().property(name);
+        let info = &property.ok_or_else(|| self.not_found(name))?.info;
+        let value = info.kind.admit(value.into(), self.type_name(), name)?;
+        let mut state = lock(&self.state);
+        if state.frozen.is_none() {
+            drop(state);
+            return Err(self.not_writable(name));
+        }
+        state.settled.insert(info.name, value);
+        Ok(())
     }
 
     /// Adds a property that stands for one of another object, usually a child; errors name that
@@ -354,6 +384,10 @@ fn entry(info: &PropertyInfo) -> PropertyEntry {
         type_name: info.kind.type_name().to_owned(),
         description: info.description,
         default: info.default.clone(),
+        is_settable: true,
+        is_child: false,
+        unbuilt: info.unbuilt,
+        is_our_own: info.is_our_own,
     }
 }
 
@@ -363,15 +397,25 @@ fn plain_entry(name: &str, type_name: impl Into<String>) -> PropertyEntry {
         type_name: type_name.into(),
         description: "",
         default: None,
+        is_settable: false,
+        is_child: false,
+        unbuilt: None,
+        is_our_own: false,
     }
 }
 
 /// `None` of an alias whose target is gone.
 fn own_entry(name: &str, property: &OwnProperty) -> Option<PropertyEntry> {
     Some(match property {
-        OwnProperty::Child(child) => plain_entry(name, format!("child<{}>", child.type_name())),
+        OwnProperty::Child(child) => PropertyEntry {
+            is_child: true,
+            ..plain_entry(name, format!("child<{}>", child.type_name()))
+        },
         OwnProperty::Link { target_type, .. } => plain_entry(name, format!("link<{target_type}>")),
-        OwnProperty::Computed { kind, .. } => plain_entry(name, kind.type_name()),
+        OwnProperty::Computed { kind, set, .. } => PropertyEntry {
+            is_settable: set.is_some(),
+            ..plain_entry(name, kind.type_name())
+        },
         OwnProperty::Alias {
             target,
             name: target_name,

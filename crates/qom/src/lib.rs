@@ -9,7 +9,8 @@
 //! Properties are declared in a class as constants, have a kind, a default and a description, and
 //! are set by value or, one crate up, from text. An object may also have properties of its own:
 //! children, which it owns, links, which it does not, aliases of another object's properties, and
-//! computed ones.
+//! computed ones. A property that QEMU has and that is not built is declared as such ([`Unbuilt`]): it is
+//! refused by name rather than taken and ignored.
 //!
 //! ```
 //! use qom::{PropertyInfo, TypeInfo, TypeRegistry};
@@ -81,6 +82,6 @@ pub use error::{BoxedError, Error, PropertyError};
 pub use object::Object;
 pub use observer::{Event, Observer, Recorder, Step};
 pub use property::{
-    Check, Choices, CustomKind, Kind, OnOffAuto, PropertyInfo, PropertyType, Value,
+    Check, Choices, CustomKind, Kind, OnOffAuto, PropertyInfo, PropertyType, Unbuilt, Value,
 };
 pub use types::{INTERFACE, OBJECT, TypeInfo, TypeRegistry};

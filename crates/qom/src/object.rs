@@ -31,6 +31,8 @@ pub(crate) struct State {
     pub(crate) parent: Option<(Weak<Object>, Arc<str>)>,
     /// Values of the class's properties that were set.
     pub(crate) values: BTreeMap<&'static str, Value>,
+    /// What properties of the class came to while the object is frozen.
+    pub(crate) settled: BTreeMap<&'static str, Value>,
     /// Properties that the object has beyond its class's, in the order in which they were added.
     pub(crate) own: Vec<(Arc<str>, OwnProperty)>,
     pub(crate) frozen: Option<Frozen>,

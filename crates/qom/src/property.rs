@@ -28,6 +28,36 @@ impl fmt::Display for Value {
     }
 }
 
+impl Value {
+    /// The value as JSON has it, which is how `qom-get` and help print it: texts are quoted.
+    pub fn json(&self) -> impl fmt::Display {
+        let text: Cow<'_, str> = match self {
+            Self::Bool(_) | Self::Int(_) => return Json(self.to_string()),
+            Self::Str(text) => text.as_ref().into(),
+            Self::Choice(word) => (*word).into(),
+        };
+        let mut quoted = String::from("\"");
+        for char in text.chars() {
+            match char {
+                '"' | '\\' => quoted.extend(['\\', char]),
+                '\n' => quoted.push_str("\\n"),
+                _ if char.is_control() => quoted.push_str(&format!("\\u{:04x}", u32::from(char))),
+                _ => quoted.push(char),
+            }
+        }
+        quoted.push('"');
+        Json(quoted)
+    }
+}
+
+struct Json(String);
+
+impl fmt::Display for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
 /// What values a property takes.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
@@ -179,6 +209,29 @@ impl Choices {
 /// begins with the property's name, such as `is not supported`.
 pub type Check = fn(&Value) -> Result<(), String>;
 
+/// What stands in place of something that a property names and that is not built. Other values are refused by
+/// name, rather than taken and ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unbuilt {
+    /// The property has no value, and takes none.
+    NoValue,
+    /// The property has this value, whatever its default, and takes no other.
+    Only(&'static Value),
+}
+
+impl Unbuilt {
+    /// Why another value is refused, as the end of a sentence.
+    fn refusal(self) -> String {
+        let only = match self {
+            Self::NoValue => return "is not supported".to_owned(),
+            Self::Only(Value::Bool(true)) => "on".to_owned(),
+            Self::Only(Value::Bool(false)) => "off".to_owned(),
+            Self::Only(value) => value.to_string(),
+        };
+        format!("is not supported with any value but '{only}'")
+    }
+}
+
 /// A property that each object of a class has. Tables of these are constants:
 ///
 /// ```
@@ -197,10 +250,14 @@ pub struct PropertyInfo {
     pub name: &'static str,
     /// What values it takes.
     pub kind: Kind,
-    /// The value of an object on which it was not set; `None` if it then has none.
+    /// The value of an object on which it was not set; `None` if it then has none. What help prints.
     pub default: Option<Value>,
     /// What help prints of it; may be empty.
     pub description: &'static str,
+    /// What it switches is not built; `default` is only what it is where it is built.
+    pub unbuilt: Option<Unbuilt>,
+    /// QEMU has no property of this name on such an object; help lists it apart.
+    pub is_our_own: bool,
     /// Judges a value of the right kind.
     pub check: Option<Check>,
     /// May be set while the object is frozen, see [`Object::freeze`](crate::Object::freeze).
@@ -216,6 +273,8 @@ impl PropertyInfo {
             kind,
             default: None,
             description: "",
+            unbuilt: None,
+            is_our_own: false,
             check: None,
             settable_when_frozen: false,
         }
@@ -227,6 +286,8 @@ impl PropertyInfo {
             kind,
             default: Some(default),
             description: "",
+            unbuilt: None,
+            is_our_own: false,
             check: None,
             settable_when_frozen: false,
         }
@@ -296,10 +357,34 @@ impl PropertyInfo {
         Self::new(name, Kind::Custom(kind))
     }
 
+    /// A notation of its own, with a default.
+    #[must_use]
+    pub const fn custom_with(
+        name: &'static str,
+        kind: &'static CustomKind,
+        default: Value,
+    ) -> Self {
+        Self::with(name, Kind::Custom(kind), default)
+    }
+
     /// With a description.
     #[must_use]
     pub const fn describe(mut self, description: &'static str) -> Self {
         self.description = description;
+        self
+    }
+
+    /// Named as QEMU names it, and not built.
+    #[must_use]
+    pub const fn unbuilt(mut self, stands_in: Unbuilt) -> Self {
+        self.unbuilt = Some(stands_in);
+        self
+    }
+
+    /// Unknown to QEMU.
+    #[must_use]
+    pub const fn our_own(mut self) -> Self {
+        self.is_our_own = true;
         self
     }
 
@@ -308,6 +393,26 @@ impl PropertyInfo {
     pub const fn check(mut self, check: Check) -> Self {
         self.check = Some(check);
         self
+    }
+
+    /// The value of an object on which it was not set.
+    #[must_use]
+    pub fn initial(&self) -> Option<&Value> {
+        match self.unbuilt {
+            None => self.default.as_ref(),
+            Some(Unbuilt::NoValue) => None,
+            Some(Unbuilt::Only(value)) => Some(value),
+        }
+    }
+
+    /// Judges a value of the right kind; the error is the end of a sentence.
+    pub(crate) fn judge(&self, value: &Value) -> Result<(), String> {
+        if let Some(unbuilt) = self.unbuilt
+            && !matches!(unbuilt, Unbuilt::Only(only) if only == value)
+        {
+            return Err(unbuilt.refusal());
+        }
+        self.check.map_or(Ok(()), |check| check(value))
     }
 
     /// May be set while the object is frozen.

@@ -154,6 +154,22 @@ impl Object {
         Some(object)
     }
 
+    /// The objects of the tree below this one, itself included, at which a relative path ends that may begin
+    /// anywhere: `net0/virtio-backend`. Only children count.
+    #[must_use]
+    #[doc(alias = "object_resolve_path_type")]
+    pub fn resolve_partial(self: &Arc<Self>, path: &str) -> Vec<Arc<Self>> {
+        let names: Vec<_> = path.split('/').filter(|name| !name.is_empty()).collect();
+        let mut found = Vec::new();
+        let mut ahead = vec![self.clone()];
+        while let Some(object) = ahead.pop() {
+            ahead.extend(object.children().into_iter().map(|(_, child)| child));
+            let end = (names.iter()).try_fold(object, |object, name| object.child(name));
+            found.extend(end.filter(|_| !names.is_empty()));
+        }
+        found
+    }
+
     /// Adds a link, which points nowhere yet, to an object of a type.
     ///
     /// # Errors
@@ -164,6 +180,16 @@ impl Object {
             target: Weak::new(),
         };
         self.add_own(name, link)
+    }
+
+    /// Removes a link, whatever it points at. Says whether there was one of this name.
+    pub fn remove_link(&self, name: &str) -> bool {
+        let mut state = lock(&self.state);
+        let is_link = |(own, property): &(Arc<str>, OwnProperty)| {
+            &**own == name && matches!(property, OwnProperty::Link { .. })
+        };
+        let at = state.own.iter().position(is_link);
+        at.map(|at| state.own.remove(at)).is_some()
     }
 
     /// Points a link at an object, which it does not own, or nowhere.

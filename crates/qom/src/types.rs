@@ -21,6 +21,7 @@ pub struct TypeInfo {
     parent: Option<Arc<str>>,
     is_abstract: bool,
     interfaces: Vec<Arc<str>>,
+    alias: Option<Arc<str>>,
     class_init: Option<ClassInitFn>,
     instance_init: Option<InstanceInitFn>,
     finalize: Option<FinalizeFn>,
@@ -33,6 +34,7 @@ impl TypeInfo {
             parent: None,
             is_abstract: true,
             interfaces: Vec::new(),
+            alias: None,
             class_init: None,
             instance_init: None,
             finalize: None,
@@ -70,6 +72,14 @@ impl TypeInfo {
     #[must_use]
     pub fn implements(mut self, interface: &str) -> Self {
         self.interfaces.push(interface.into());
+        self
+    }
+
+    /// Users may ask for the type by this name too, see
+    /// [`canonical_name`](TypeRegistry::canonical_name).
+    #[must_use]
+    pub fn alias(mut self, alias: &str) -> Self {
+        self.alias = Some(alias.into());
         self
     }
 
@@ -162,8 +172,13 @@ impl TypeRegistry {
     /// [`Error::DuplicateType`].
     #[doc(alias = "type_register_static")]
     pub fn register(&mut self, info: TypeInfo) -> Result<(), Error> {
-        if self.types.contains_key(&info.name) {
-            return Err(Error::DuplicateType(info.name.to_string()));
+        for name in [Some(&info.name), info.alias.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            if self.types.contains_key(name) || self.by_alias(name).is_some() {
+                return Err(Error::DuplicateType(name.to_string()));
+            }
         }
         self.insert(info);
         Ok(())
@@ -183,6 +198,24 @@ impl TypeRegistry {
     /// Names of all types, by name.
     pub fn type_names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.types.keys()
+    }
+
+    /// The other name of a type, if it has one.
+    #[must_use]
+    pub fn alias_of(&self, name: &str) -> Option<&Arc<str>> {
+        self.types.get(name)?.info.alias.as_ref()
+    }
+
+    /// The name of the type that a user means by `name`: the type's own name, or its alias.
+    #[must_use]
+    pub fn canonical_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.by_alias(name).unwrap_or(name)
+    }
+
+    fn by_alias(&self, alias: &str) -> Option<&str> {
+        let mut infos = self.types.values().map(|entry| &entry.info);
+        let found = infos.find(|info| info.alias.as_deref() == Some(alias))?;
+        Some(&found.name)
     }
 
     /// The class of a type, initialized now if this is its first use, from the root to the type

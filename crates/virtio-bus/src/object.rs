@@ -7,11 +7,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use qdev::{
-    Bus, DEVICE, DeviceClass, DeviceLevel, Error, HotplugHandler, Machine, add_level,
-    not_supported, only_off, only_on,
-};
-use qom::{Object, PropertyInfo, TypeInfo, TypeRegistry};
+use qdev::{Bus, DEVICE, DeviceClass, DeviceLevel, Error, HotplugHandler, Machine, add_level};
+use qom::{Object, PropertyInfo, TypeInfo, TypeRegistry, Unbuilt, Value};
 use vm_memory::GuestAddressSpace;
 
 use crate::{DeviceRef, VirtioBus};
@@ -44,22 +41,30 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("event_idx", true).describe("on/off"),
     PropertyInfo::bool("queue_reset", true).describe("on/off"),
     // The three that only the legacy interface has: a modern device's layout is always any.
-    PropertyInfo::bool("notify_on_empty", false)
+    PropertyInfo::bool("notify_on_empty", true)
         .describe("on/off")
-        .check(only_off),
+        .unbuilt(OFF),
     PropertyInfo::bool("any_layout", true)
         .describe("on/off")
-        .check(only_on),
-    PropertyInfo::bool("x-disable-legacy-check", false).check(only_off),
+        .unbuilt(ON),
+    PropertyInfo::bool("x-disable-legacy-check", false).unbuilt(OFF),
     PropertyInfo::bool("iommu_platform", false)
         .describe("on/off")
-        .check(only_off),
+        .unbuilt(OFF),
     PropertyInfo::bool("packed", false)
         .describe("on/off")
-        .check(only_off),
-    PropertyInfo::bool("use-disabled-flag", true).check(not_supported),
-    PropertyInfo::bool("use-started", true).check(not_supported),
+        .unbuilt(OFF),
+    // Later than QEMU 7.2.
+    PropertyInfo::bool("in_order", false)
+        .describe("on/off")
+        .unbuilt(OFF),
+    // They say what a migration stream has.
+    PropertyInfo::bool("use-disabled-flag", true).unbuilt(ON),
+    PropertyInfo::bool("use-started", true).unbuilt(ON),
 ];
+
+const OFF: Unbuilt = Unbuilt::Only(&Value::Bool(false));
+const ON: Unbuilt = Unbuilt::Only(&Value::Bool(true));
 
 /// Has nothing to do by itself; stands between `device` and the models in the order of realize.
 struct VirtioDeviceLevel;

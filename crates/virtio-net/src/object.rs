@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use iothread::AioContext;
 use net_client::{NetClients, Port};
-use qdev::{DeviceLevel, Error, MAC_ADDRESS, MacAddr, Machine, add_level, not_supported, only_off};
-use qom::{Object, PropertyError, PropertyInfo, TypeInfo, TypeRegistry, Value};
+use qdev::{Category, DeviceClass, DeviceLevel, Error, MAC_ADDRESS, MacAddr, Machine, add_level};
+use qom::{Kind, Object, PropertyError, PropertyInfo, TypeInfo, TypeRegistry, Unbuilt, Value};
 use virtio_bus::DeviceRef;
 use virtio_bus::object::VIRTIO_DEVICE;
 use virtqueue::QueueMemory;
@@ -33,6 +33,7 @@ where
         TypeInfo::new(VIRTIO_NET, VIRTIO_DEVICE).class_init(|class| {
             class.add_properties(PROPERTIES);
             class.add_properties(UNBUILT);
+            class.part_mut::<DeviceClass>().category = Category::Network;
             add_level(class, VirtioNetLevel::<M>(PhantomData));
         }),
     )
@@ -42,12 +43,14 @@ const fn on(name: &'static str) -> PropertyInfo {
     PropertyInfo::bool(name, true).describe("on/off")
 }
 
-/// A feature that is not built: off, and nothing else.
-const fn off(name: &'static str) -> PropertyInfo {
-    PropertyInfo::bool(name, false)
+/// A feature that QEMU offers or does not by default, and that is not built.
+const fn off(name: &'static str, default: bool) -> PropertyInfo {
+    PropertyInfo::bool(name, default)
         .describe("on/off")
-        .check(only_off)
+        .unbuilt(OFF)
 }
+
+const OFF: Unbuilt = Unbuilt::Only(&Value::Bool(false));
 
 const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::custom("mac", &MAC_ADDRESS)
@@ -80,25 +83,31 @@ const PROPERTIES: &[PropertyInfo] = &[
 
 /// QEMU's, refused by name.
 const UNBUILT: &[PropertyInfo] = &[
-    off("ctrl_mac_addr"),
-    off("ctrl_rx"),
-    off("ctrl_rx_extra"),
-    off("ctrl_vlan"),
-    off("failover"),
-    off("gso"),
-    off("guest_announce"),
-    off("guest_rsc_ext"),
-    off("guest_ufo"),
-    off("hash"),
-    off("host_ufo"),
-    off("mq"),
-    off("rss"),
-    PropertyInfo::new("bootindex", qom::Kind::I32).check(not_supported),
-    PropertyInfo::str("duplex").check(not_supported),
-    PropertyInfo::i32("speed", -1).check(not_supported),
-    PropertyInfo::u32("rsc_interval", 300_000).check(not_supported),
-    PropertyInfo::u32("x-txtimer", 150_000).check(not_supported),
-    PropertyInfo::bool("x-mtu-bypass-backend", true).check(not_supported),
+    off("ctrl_mac_addr", true),
+    off("ctrl_rx", true),
+    off("ctrl_rx_extra", true),
+    off("ctrl_vlan", true),
+    PropertyInfo::bool("failover", false).unbuilt(OFF),
+    // The legacy interface's.
+    off("gso", true),
+    off("guest_announce", true),
+    off("guest_rsc_ext", false),
+    off("guest_ufo", true),
+    off("hash", false),
+    off("host_ufo", true),
+    off("mq", false),
+    off("rss", false),
+    // Later than QEMU 7.2.
+    off("guest_uso4", true),
+    off("guest_uso6", true),
+    off("host_uso", true),
+    PropertyInfo::new("bootindex", Kind::I32).unbuilt(Unbuilt::Only(&Value::Int(-1))),
+    PropertyInfo::str("duplex").unbuilt(Unbuilt::NoValue),
+    PropertyInfo::i32("speed", -1).unbuilt(Unbuilt::Only(&Value::Int(-1))),
+    PropertyInfo::u32("rsc_interval", 300_000).unbuilt(Unbuilt::Only(&Value::Int(300_000))),
+    PropertyInfo::u32("x-txtimer", 150_000).unbuilt(Unbuilt::Only(&Value::Int(150_000))),
+    // There is no backend with an MTU of its own to bypass.
+    PropertyInfo::bool("x-mtu-bypass-backend", true).unbuilt(Unbuilt::Only(&Value::Bool(true))),
 ];
 
 /// The address that a realized NIC has; a part of its object.
@@ -121,6 +130,7 @@ where
         };
         let model =
             VirtioNet::<M>::new(config(device, mac)?, ports, contexts).map_err(Error::other)?;
+        device.settle("mac", mac)?;
         device.set_part(NicAddress(mac));
         device.set_part::<DeviceRef<M>>(model.clone());
         device.share_part(model);

@@ -48,7 +48,7 @@
 //!
 //! | name | is |
 //! |---|---|
-//! | `virtio-net-pci` | `virtio-net-device`; modern, since there is no legacy interface to choose |
+//! | `virtio-net-pci`, or `virtio-net` | `virtio-net-device`; modern, since there is no legacy interface to choose |
 //! | `virtio-net-pci-non-transitional` | the same, with nothing to choose |
 //! | `virtio-net-pci-transitional` | refused as not supported |
 

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use qdev::{DeviceClass, DeviceLevel, Error, Machine, add_level};
+use qdev::{Category, DeviceClass, DeviceLevel, Error, Machine, add_level};
 use qom::{Object, TypeInfo, TypeRegistry};
-use virtio_net::object::VIRTIO_NET;
+use virtio_net::object::VIRTIO_NET as VIRTIO_NET_DEVICE;
 use virtio_pci::object::{INTERFACE_PROPERTIES, VIRTIO_PCI};
 use vm_memory::GuestAddressSpace;
 use vm_pci::object::PciDeviceClass;
@@ -14,6 +14,8 @@ use vm_pci::object::PciDeviceClass;
 pub const VIRTIO_NET_PCI_BASE: &str = "virtio-net-pci-base";
 /// A network device.
 pub const VIRTIO_NET_PCI: &str = "virtio-net-pci";
+/// Its other name.
+pub const VIRTIO_NET: &str = "virtio-net";
 /// A network device with the modern interface alone.
 pub const VIRTIO_NET_PCI_NON_TRANSITIONAL: &str = "virtio-net-pci-non-transitional";
 /// A network device with both interfaces: not supported.
@@ -35,13 +37,14 @@ pub fn register_types(registry: &mut TypeRegistry) -> Result<(), qom::Error> {
             .abstract_type()
             .class_init(|class| {
                 class.part_mut::<PciDeviceClass>().class_id = Some(CLASS_NETWORK_ETHERNET);
-                class.part_mut::<DeviceClass>().description = "Virtio network device";
+                class.part_mut::<DeviceClass>().category = Category::Network;
                 add_level(class, ProxyLevel);
             })
-            .instance_init(|proxy| Ok(make_backend(proxy, VIRTIO_NET)?)),
+            .instance_init(|proxy| Ok(make_backend(proxy, VIRTIO_NET_DEVICE)?)),
     )?;
     registry.register(
         TypeInfo::new(VIRTIO_NET_PCI, VIRTIO_NET_PCI_BASE)
+            .alias(VIRTIO_NET)
             .class_init(|class| class.add_properties(INTERFACE_PROPERTIES)),
     )?;
     registry.register(TypeInfo::new(
@@ -49,8 +52,10 @@ pub fn register_types(registry: &mut TypeRegistry) -> Result<(), qom::Error> {
         VIRTIO_NET_PCI_BASE,
     ))?;
     registry.register(
-        TypeInfo::new(VIRTIO_NET_PCI_TRANSITIONAL, VIRTIO_NET_PCI_BASE)
-            .instance_init(|_| Err(Box::new(NotSupported(VIRTIO_NET_PCI_TRANSITIONAL)))),
+        TypeInfo::new(VIRTIO_NET_PCI_TRANSITIONAL, VIRTIO_NET_PCI_BASE).class_init(|class| {
+            let reason = "there is no legacy interface";
+            class.part_mut::<DeviceClass>().unbuilt = Some(reason);
+        }),
     )
 }
 
@@ -70,10 +75,6 @@ where
     virtio_net::object::register_types::<M>(registry)?;
     register_types(registry)
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("'{0}' is not supported: there is no legacy interface")]
-struct NotSupported(&'static str);
 
 #[derive(Debug, thiserror::Error)]
 #[error("'{0}' has no model")]
@@ -97,6 +98,7 @@ impl DeviceLevel for ProxyLevel {
             .child(BACKEND)
             .ok_or_else(|| Error::other(NoBackend(proxy.type_name().to_string())))?;
         let bus = virtio_pci::object::bus(proxy)?;
-        machine.realize(&model, Some(&bus))
+        machine.realize(&model, Some(&bus))?;
+        virtio_pci::object::settle(proxy)
     }
 }

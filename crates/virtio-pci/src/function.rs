@@ -9,7 +9,9 @@ use virtio_bus::{
     VirtioCore,
 };
 use vm_memory::GuestAddressSpace;
-use vm_pci::{Attachment, BarIndex, BarWindow, ConfigEffect, FunctionState, MsiSink, PciFunction};
+use vm_pci::{
+    Attachment, BarIndex, BarWindow, ConfigEffect, FunctionState, MsiSink, Msix, PciFunction,
+};
 
 use crate::interrupts::{Interrupts, QueueInterrupt};
 use crate::kicks::BoundKicks;
@@ -110,6 +112,13 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> VirtioPci<M> {
     /// The bus that the device goes on.
     pub fn bus(&self) -> &Arc<VirtioBus<M>> {
         &self.bus
+    }
+
+    /// MSI-X vectors that the function has: 0 without MSI-X. `None` while no device is plugged.
+    pub fn vectors(&self) -> Option<u16> {
+        let state = self.state();
+        let msix = state.plugged.as_ref()?.function.msix();
+        Some(msix.map_or(0, Msix::vectors))
     }
 
     /// Stops all I/O of the device and waits for what is in flight. Registers go on working. May be

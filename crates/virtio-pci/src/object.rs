@@ -8,10 +8,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use qdev::{
-    BusState, DeviceLevel, DeviceState, Error, Machine, add_level, not_supported, only_off,
-};
-use qom::{Object, OnOffAuto, PropertyInfo, TypeInfo, TypeRegistry, Value};
+use qdev::{BusState, DeviceLevel, DeviceState, Error, Machine, add_level};
+use qom::{Object, OnOffAuto, PropertyInfo, TypeInfo, TypeRegistry, Unbuilt, Value};
 use virtio_bus::KickBinder;
 use virtio_bus::object::VIRTIO_BUS;
 use vm_memory::GuestAddressSpace;
@@ -55,42 +53,47 @@ const PROPERTIES: &[PropertyInfo] = &[
     }),
     PropertyInfo::bool("aer", false)
         .describe("on/off")
-        .check(only_off),
+        .unbuilt(OFF),
     PropertyInfo::bool("ats", false)
         .describe("on/off")
-        .check(only_off),
+        .unbuilt(OFF),
+    // It says what a migration stream has.
     PropertyInfo::bool("migrate-extra", true)
         .describe("on/off")
-        .check(not_supported),
+        .unbuilt(ON),
     PropertyInfo::bool("modern-pio-notify", false)
         .describe("on/off")
-        .check(only_off),
+        .unbuilt(OFF),
     PropertyInfo::bool("page-per-vq", false)
         .describe("on/off")
-        .check(only_off),
+        .unbuilt(OFF),
     PropertyInfo::bool("virtio-pci-bus-master-bug-migration", false)
         .describe("on/off")
-        .check(only_off),
+        .unbuilt(OFF),
     PropertyInfo::bool("x-ats-page-aligned", true)
         .describe("on/off")
-        .check(not_supported),
-    PropertyInfo::bool("x-disable-pcie", true)
+        .unbuilt(ON),
+    PropertyInfo::bool("x-disable-pcie", false)
         .describe("on/off")
-        .check(qdev::only_on),
-    PropertyInfo::bool("x-ignore-backend-features", false).check(only_off),
-    PropertyInfo::bool("x-pcie-deverr-init", false)
+        .unbuilt(OFF),
+    PropertyInfo::bool("x-ignore-backend-features", false).unbuilt(OFF),
+    // On a conventional bus they say nothing.
+    PropertyInfo::bool("x-pcie-deverr-init", true)
         .describe("on/off")
-        .check(only_off),
-    PropertyInfo::bool("x-pcie-flr-init", false)
+        .unbuilt(ON),
+    PropertyInfo::bool("x-pcie-flr-init", true)
         .describe("on/off")
-        .check(only_off),
-    PropertyInfo::bool("x-pcie-lnkctl-init", false)
+        .unbuilt(ON),
+    PropertyInfo::bool("x-pcie-lnkctl-init", true)
         .describe("on/off")
-        .check(only_off),
-    PropertyInfo::bool("x-pcie-pm-init", false)
+        .unbuilt(ON),
+    PropertyInfo::bool("x-pcie-pm-init", true)
         .describe("on/off")
-        .check(only_off),
+        .unbuilt(ON),
 ];
+
+const OFF: Unbuilt = Unbuilt::Only(&Value::Bool(false));
+const ON: Unbuilt = Unbuilt::Only(&Value::Bool(true));
 
 /// The properties by which a proxy chooses between the legacy and the modern interface. For the
 /// `class_init` of a type that leaves the choice to the user.
@@ -105,7 +108,7 @@ pub const INTERFACE_PROPERTIES: &[PropertyInfo] = &[
             }
             _ => Ok(()),
         }),
-    PropertyInfo::bool("disable-modern", false).check(only_off),
+    PropertyInfo::bool("disable-modern", false).unbuilt(OFF),
 ];
 
 /// The bus that a realized proxy's model goes on.
@@ -117,6 +120,23 @@ pub fn bus(proxy: &Object) -> Result<Arc<Object>, Error> {
     (buses.into_iter())
         .find(|bus| bus.is_a(VIRTIO_PCI_BUS) && BusState::of(bus).is_ok())
         .ok_or_else(|| Error::NotABus(proxy.type_name().to_string()))
+}
+
+/// How many vectors the function has once its model is there; a part of a realized proxy.
+struct VectorCount(Box<dyn Fn() -> Option<u16> + Send + Sync>);
+
+/// Says what the proxy's properties came to. For a proxy's realize, once its model is on the [`bus`].
+///
+/// # Errors
+/// None is known.
+pub fn settle(proxy: &Object) -> Result<(), Error> {
+    if let Some(vectors) = proxy.part::<VectorCount>().and_then(|count| count.0()) {
+        proxy.settle("vectors", u32::from(vectors))?;
+    }
+    if proxy.class().property("disable-legacy").is_some() {
+        proxy.settle("disable-legacy", OnOffAuto::On)?;
+    }
+    Ok(())
 }
 
 struct VirtioPciLevel<M>(PhantomData<fn() -> M>);
@@ -142,6 +162,9 @@ where
         let function = PciDevice::of(device)?;
         virtio_bus::object::add_bus(machine, device, VIRTIO_PCI_BUS, Arc::clone(pci.bus()))?;
         function.set_function(Some(Arc::clone(&pci) as Arc<dyn PciFunction>));
+        let weak = Arc::downgrade(&pci);
+        let vectors = move || weak.upgrade().and_then(|pci| pci.vectors());
+        device.set_part(VectorCount(Box::new(vectors)));
         device.share_part(pci);
         Ok(())
     }
@@ -150,6 +173,7 @@ where
         if let Ok(function) = PciDevice::of(device) {
             function.set_function(None);
         }
+        device.take_part::<VectorCount>();
         device.take_part::<VirtioPci<M>>();
     }
 }

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use qdev::{
     Bus, BusState, DEVICE, DeviceClass, DeviceLevel, DeviceState, Error, HotplugHandler, Machine,
-    add_level, not_supported, only_off,
+    add_level,
 };
-use qom::{CustomKind, Kind, Object, PropertyInfo, TypeInfo, TypeRegistry, Value};
+use qom::{CustomKind, Kind, Object, PropertyInfo, TypeInfo, TypeRegistry, Unbuilt, Value};
 
 use crate::lock::Locked;
 use crate::{DevFn, PciBus, PciFunction};
@@ -34,6 +34,11 @@ pub fn register_types(registry: &mut TypeRegistry) -> Result<(), qom::Error> {
                 class.part_mut::<PciDeviceClass>();
                 class.part_mut::<DeviceClass>().bus_type = Some(PCI_BUS);
                 add_level(class, PciDeviceLevel);
+            })
+            .instance_init(|device| {
+                Ok(device.add_computed("legacy-addr", Kind::Str, |device| {
+                    Some(Value::from(PciDevice::of(device).ok()?.devfn.to_string()))
+                })?)
             }),
     )
 }
@@ -62,30 +67,29 @@ const ADDRESS: CustomKind = CustomKind {
     accepts: |value| matches!(value, Value::Int(-1..=255)),
 };
 
+const OFF: Unbuilt = Unbuilt::Only(&Value::Bool(false));
+const ON: Unbuilt = Unbuilt::Only(&Value::Bool(true));
+
 const PROPERTIES: &[PropertyInfo] = &[
-    PropertyInfo {
-        name: "addr",
-        kind: Kind::Custom(&ADDRESS),
-        default: Some(Value::Int(-1)),
-        description: "Slot and optional function number, example: 06.0 or 06",
-        check: None,
-        settable_when_frozen: false,
-    },
+    PropertyInfo::custom_with("addr", &ADDRESS, Value::Int(-1))
+        .describe("Slot and optional function number, example: 06.0 or 06"),
     // The bus says by itself which devices have several functions.
     PropertyInfo::bool("multifunction", false)
         .describe("on/off")
-        .check(only_off),
-    PropertyInfo::u32("acpi-index", 0).check(not_supported),
-    PropertyInfo::str("failover_pair_id").check(not_supported),
-    PropertyInfo::u32("rombar", 1).check(not_supported),
-    PropertyInfo::str("romfile").check(not_supported),
-    PropertyInfo::u32("romsize", u32::MAX).check(not_supported),
-    PropertyInfo::bool("x-pcie-extcap-init", false)
+        .unbuilt(OFF),
+    PropertyInfo::u32("acpi-index", 0).unbuilt(Unbuilt::Only(&Value::Int(0))),
+    PropertyInfo::str("failover_pair_id").unbuilt(Unbuilt::NoValue),
+    // There is no ROM.
+    PropertyInfo::u32("rombar", 1).unbuilt(Unbuilt::Only(&Value::Int(0))),
+    PropertyInfo::str("romfile").unbuilt(Unbuilt::NoValue),
+    PropertyInfo::u32("romsize", u32::MAX).unbuilt(Unbuilt::Only(&Value::Int(u32::MAX as i128))),
+    // They say something only of PCI Express.
+    PropertyInfo::bool("x-pcie-extcap-init", true)
         .describe("on/off")
-        .check(only_off),
-    PropertyInfo::bool("x-pcie-lnksta-dllla", false)
+        .unbuilt(ON),
+    PropertyInfo::bool("x-pcie-lnksta-dllla", true)
         .describe("on/off")
-        .check(only_off),
+        .unbuilt(ON),
 ];
 
 /// What a realized function has; a part of its object.
@@ -153,6 +157,7 @@ impl DeviceLevel for PciDeviceLevel {
             devfn: reserved.0,
             function: Mutex::new(None),
         });
+        device.settle("addr", reserved.0.to_byte())?;
         Ok(())
     }
 

@@ -4,3 +4,4 @@
 mod device_add;
 mod lifecycle;
 mod machine;
+mod tree;

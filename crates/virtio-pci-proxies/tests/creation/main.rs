@@ -12,3 +12,4 @@ mod looks;
 mod order;
 mod properties;
 mod tap;
+mod tree;
