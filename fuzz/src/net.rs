@@ -40,6 +40,7 @@ const DEVICE: u64 = 0x800;
 pub struct Story {
     peer: Kind,
     features: u128,
+    burst: u8,
     /// Where the rings of one queue are instead of where they belong.
     odd: Option<Odd>,
     steps: Vec<Step>,
@@ -89,9 +90,15 @@ enum Step {
     Frame {
         header: [u8; 12],
         len: u16,
+        cut: u16,
     },
-    /// A receive buffer by the book.
-    Buffer {
+    /// Frames by the book, all at once.
+    Frames {
+        count: u8,
+    },
+    /// Receive buffers by the book.
+    Buffers {
+        count: u8,
         len: u16,
     },
     /// A command by the book, except for what it says.
@@ -205,7 +212,11 @@ impl Machine {
             }
         };
         let contexts = vec![context.clone() as Arc<dyn AioContext>];
-        let nic = VirtioNet::new(VirtioNetConfig::default(), ports, contexts).expect("a card");
+        let config = VirtioNetConfig {
+            x_txburst: story.burst.into(),
+            ..Default::default()
+        };
+        let nic = VirtioNet::new(config, ports, contexts).expect("a card");
         let transport = Arc::new(Calls::default());
         let weak: Weak<dyn Transport> = Arc::<Calls>::downgrade(&transport);
         nic.plugged(weak);
@@ -296,17 +307,19 @@ impl Machine {
             Step::MoveAvailIdx { queue, to } => {
                 self.ram(ring(queue.into()) + DRIVER + 2, &to.to_le_bytes());
             }
-            Step::Frame { header, len } => {
-                let (head, at) = self.buffer();
-                self.ram(at, &header);
-                let total = 12 + u32::from(len);
-                self.describe(TX, head, Descriptor::new(at, total, 0, 0));
-                self.offer(TX, head);
+            Step::Frame { header, len, cut } => self.frame(header, len, cut),
+            Step::Frames { count } => {
+                for _ in 0..count % SIZE as u8 {
+                    self.frame([0; 12], 60, 0);
+                }
+                self.turn();
             }
-            Step::Buffer { len } => {
-                let (head, at) = self.buffer();
-                self.describe(0, head, Descriptor::new(at, len.into(), WRITE, 0));
-                self.offer(0, head);
+            Step::Buffers { count, len } => {
+                for _ in 0..=count % SIZE as u8 {
+                    let (head, at) = self.buffer();
+                    self.describe(0, head, Descriptor::new(at, len.into(), WRITE, 0));
+                    self.offer(0, head);
+                }
             }
             Step::Command {
                 class,
@@ -394,11 +407,30 @@ impl Machine {
         }
     }
 
-    /// A descriptor and the memory for it, of sixteen of each.
+    /// A descriptor and the memory for it, of fifteen of each.
     fn buffer(&mut self) -> (u8, u64) {
         let head = self.next_buffer;
-        self.next_buffer = (head + 1) % SIZE as u8;
+        self.next_buffer = (head + 1) % (SIZE as u8 - 1);
         (head, 0x1000 * u64::from(head))
+    }
+
+    /// In two buffers, if `cut` lies inside.
+    fn frame(&mut self, header: [u8; 12], len: u16, cut: u16) {
+        let (head, at) = self.buffer();
+        self.ram(at, &header);
+        let total = 12 + u32::from(len);
+        let cut = u32::from(cut);
+        if (1..total).contains(&cut) {
+            // Behind the descriptors of chains that are one buffer.
+            let rest = SIZE as u8 - 1;
+            let descriptor = Descriptor::new(at, cut, NEXT, rest.into());
+            self.describe(TX, head, descriptor);
+            let descriptor = Descriptor::new(at + u64::from(cut), total - cut, 0, 0);
+            self.describe(TX, rest, descriptor);
+        } else {
+            self.describe(TX, head, Descriptor::new(at, total, 0, 0));
+        }
+        self.offer(TX, head);
     }
 
     fn describe(&self, queue: u16, index: u8, descriptor: Descriptor) {
@@ -463,6 +495,7 @@ mod tests {
         let story = Story {
             peer,
             features: u128::MAX,
+            burst: 0xff,
             odd: None,
             steps: vec![],
         };
@@ -477,17 +510,31 @@ mod tests {
         for moods in [0xff, 0x55, 0x55] {
             machine.step(Step::Moods(moods));
             let header = [0; 12];
-            machine.step(Step::Frame { header, len: 60 });
+            let (len, cut) = (60, 20);
+            machine.step(Step::Frame { header, len, cut });
             machine.step(Step::Turn);
         }
-        machine.step(Step::Buffer { len: 2048 });
-        machine.step(Step::Buffer { len: 2048 });
+        let (count, len) = (1, 2048);
+        machine.step(Step::Buffers { count, len });
         let lens = [60; 4];
         machine.step(Step::OfferFrames { lens, later: 2 });
         machine.step(Step::FinishRead { nth: 0, len: 99 });
         machine.reset();
         assert_eq!(machine.nic.tx_statistics(0).unwrap().frames, 3);
         assert_eq!(machine.nic.rx_statistics(0).unwrap().frames, 2);
+    }
+
+    #[test]
+    fn a_frame_may_fill_several_buffers_and_wait_for_them() {
+        let mut machine = machine(Kind::Vnet);
+        let (lens, later) = ([200; 4], 0);
+        for count in [0, 6] {
+            machine.step(Step::Buffers { count, len: 64 });
+            machine.step(Step::OfferFrames { lens, later });
+            machine.step(Step::Turn);
+        }
+        let statistics = machine.nic.rx_statistics(0).unwrap();
+        assert_eq!((statistics.frames, statistics.buffers), (2, 8));
     }
 
     #[test]
@@ -506,9 +553,11 @@ mod tests {
     #[test]
     fn a_frame_that_is_looped_back_comes_in() {
         let mut machine = machine(Kind::Loopback);
-        machine.step(Step::Buffer { len: 2048 });
+        let (count, len) = (1, 2048);
+        machine.step(Step::Buffers { count, len });
         let header = [0; 12];
-        machine.step(Step::Frame { header, len: 60 });
+        let (len, cut) = (60, 20);
+        machine.step(Step::Frame { header, len, cut });
         machine.step(Step::Turn);
         assert_eq!(machine.nic.rx_statistics(0).unwrap().frames, 1);
     }
