@@ -29,6 +29,18 @@ pub fn wait_any(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<()> {
     poll(&mut polled, Some(timeout))
 }
 
+/// Waits until the descriptor can be written or is broken, or until `timeout`.
+///
+/// # Errors
+/// When the host refuses to wait.
+pub fn wait_writable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
+    let mut polled = [libc::pollfd {
+        events: libc::POLLOUT,
+        ..entry(fd)
+    }];
+    poll(&mut polled, Some(timeout))
+}
+
 /// An event descriptor as what it is.
 pub fn borrow(event: &EventFd) -> BorrowedFd<'_> {
     // SAFETY: an `EventFd` owns its descriptor, and the borrow keeps it.

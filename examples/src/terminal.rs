@@ -8,16 +8,18 @@
     reason = "termios and signal handlers are calls into the C library"
 )]
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, OnceLock};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::machine::{Event, Machine};
-use crate::readiness::{borrow, wait_readable};
+use crate::readiness::{borrow, wait_readable, wait_writable};
 
 /// The terminal on standard input, in raw mode while this lives.
 #[derive(Debug)]
@@ -135,6 +137,61 @@ fn restore_on_faults() -> io::Result<()> {
     Ok(())
 }
 
+/// Standard output as the end of the serial line. A byte that nobody takes holds up its writer, as a
+/// line with flow control does, but never one that is to stop.
+#[derive(Debug)]
+pub struct ConsoleOutput {
+    /// Not `std::io::Stdout`, which would try again and again when a signal comes.
+    file: File,
+    leaving: Arc<AtomicBool>,
+}
+
+impl ConsoleOutput {
+    /// Gives up what it is about to write when `leaving` is set and a signal comes.
+    ///
+    /// # Errors
+    /// When there is no descriptor to be had.
+    pub fn new(leaving: Arc<AtomicBool>) -> io::Result<Self> {
+        let file = io::stdout().as_fd().try_clone_to_owned()?.into();
+        Ok(Self::on(file, leaving))
+    }
+
+    fn on(file: File, leaving: Arc<AtomicBool>) -> Self {
+        Self { file, leaving }
+    }
+}
+
+impl Write for ConsoleOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.file.write(bytes) {
+                Err(error) if self.leaving.load(Ordering::Relaxed) => return Err(error),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Whoever shares the terminal may have made it non-blocking.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_writable(self.file.as_fd(), TURN)?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Unlike the provided one, does not try again after an interruption.
+    fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.write(bytes)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                count => bytes = bytes.get(count..).unwrap_or_default(),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Types what comes from standard input into a machine's serial port, until the input ends or this
 /// is dropped.
 #[derive(Debug)]
@@ -249,12 +306,31 @@ impl Escape {
 
 const STDIN: RawFd = 0;
 const CTRL_A: u8 = 1;
+/// How long output that is not taken waits before it looks whether it is to give up.
+const TURN: Duration = Duration::from_millis(10);
 static SAVED: OnceLock<libc::termios> = OnceLock::new();
 static ACTIVE: AtomicBool = AtomicBool::new(false);
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::{AsRawFd, OwnedFd};
+
     use super::*;
+
+    #[test]
+    fn output_that_nobody_takes_is_given_up_when_told_to() {
+        let (unread, pipe) = io::pipe().unwrap();
+        // SAFETY: takes numbers; the descriptor is a pipe's.
+        unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+        let leaving = Arc::new(AtomicBool::new(false));
+        let mut output = ConsoleOutput::on(OwnedFd::from(pipe).into(), leaving.clone());
+        thread::scope(|scope| {
+            let writer = scope.spawn(move || output.write_all(&vec![0; 1 << 20]));
+            wait_readable([unread.as_fd()], None).unwrap();
+            leaving.store(true, Ordering::Relaxed);
+            assert!(writer.join().unwrap().is_err());
+        });
+    }
 
     #[test]
     fn control_a_escapes_as_in_qemu() {

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use payload::BootInfo;
@@ -17,7 +18,7 @@ use crate::kvm::{KvmVm, Vcpus};
 use crate::machine::{Event, Interrupts, Machine, MachineConfig, ManualInterrupts};
 use crate::readiness::wait_readable;
 use crate::signals::EndSignals;
-use crate::terminal::{Keyboard, RawTerminal};
+use crate::terminal::{ConsoleOutput, Keyboard, RawTerminal};
 
 /// A machine with its devices, and everything that decides how it runs.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(super) struct Run<'a> {
     signals: &'a EndSignals,
     /// When it has taken too long.
     deadline: Option<Instant>,
+    /// Set while vCPUs are taken out of whatever they do.
+    leaving: Arc<AtomicBool>,
 }
 
 impl<'a> Run<'a> {
@@ -43,7 +46,9 @@ impl<'a> Run<'a> {
             ram: options.ram,
             exit_port: options.kernel.is_none().then_some(payload::EXIT_PORT),
         };
-        let machine = Machine::new(&config, interrupts, Box::new(io::stdout()))?;
+        let leaving = Arc::new(AtomicBool::new(false));
+        let console = ConsoleOutput::new(leaving.clone()).map_err(VmmError::Host)?;
+        let machine = Machine::new(&config, interrupts, Box::new(console))?;
         let devices = Devices::new(&machine)?;
         for netdev in &options.netdevs {
             devices.netdev_add(netdev)?;
@@ -59,6 +64,7 @@ impl<'a> Run<'a> {
             options,
             signals,
             deadline,
+            leaving,
         })
     }
 
@@ -117,7 +123,10 @@ impl<'a> Run<'a> {
             vcpus.reset(&entry)?;
             let running = vcpus.start().map_err(VmmError::Host)?;
             let event = self.wait();
-            let Some(stopped) = running.stop() else {
+            self.leaving.store(true, Ordering::Relaxed);
+            let stopped = running.stop();
+            self.leaving.store(false, Ordering::Relaxed);
+            let Some(stopped) = stopped else {
                 return Ok(Ending::Failed("a vCPU's thread has panicked".into()));
             };
             match event.map_err(VmmError::Host)? {
