@@ -64,6 +64,7 @@
 //! | `vnet` | the header in front of each frame |
 //! | `iovec` | memory that a frame is in |
 //! | `netdev` | the table behind `-netdev` |
+//! | `help` | what `-netdev help` prints |
 //! | `loopback`, `recorder` | two simple clients |
 //! | `faulty` | a client with bad luck, the same each time: for tests |
 
@@ -72,6 +73,7 @@ mod capture;
 mod client;
 mod faulty;
 mod filter;
+mod help;
 mod iovec;
 mod loopback;
 mod netdev;
@@ -86,6 +88,7 @@ pub use capture::{CAPTURE_MAX_LEN, Capture, Clock};
 pub use client::{Drained, Frame, FrameSource, NetClient, Read, Received, Token};
 pub use faulty::{Faults, Faulty};
 pub use filter::{Direction, Directions, Filter, FilterId, Passing, Position, Verdict};
+pub use help::KindHelp;
 pub use iovec::{IoVec, copy_from_iov, copy_to_iov, total_len};
 pub use loopback::Loopback;
 pub use netdev::{Constructor, NetClients, Netdev, NetdevError, OpenError, Opener};

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keyval::Options;
 
+use crate::help::KindHelp;
 use crate::port::Port;
 
 /// A network backend as `-netdev` makes it: its queues' ports, and what it says of itself.
@@ -62,6 +63,7 @@ pub enum NetdevError {
 #[derive(Default)]
 pub struct NetClients {
     kinds: Mutex<BTreeMap<String, Arc<Constructor>>>,
+    descriptions: Mutex<BTreeMap<String, KindHelp>>,
     /// A leaf lock: no backend is called while it is held. `None` keeps an id while its netdev opens.
     netdevs: Mutex<HashMap<String, Option<Arc<dyn Netdev>>>>,
 }
@@ -75,6 +77,19 @@ impl NetClients {
     /// Makes `kind` known; a kind that is known already is replaced.
     pub fn register(&self, kind: impl Into<String>, constructor: Constructor) {
         lock(&self.kinds).insert(kind.into(), Arc::new(constructor));
+    }
+
+    /// Says which options a kind has, for [`help`](Self::help). A kind without this has `id` alone there.
+    pub fn describe(&self, kind: impl Into<String>, help: KindHelp) {
+        lock(&self.descriptions).insert(kind.into(), help);
+    }
+
+    /// What help says of a kind, if there is such a kind.
+    pub(crate) fn description(&self, kind: &str) -> Option<KindHelp> {
+        let described = lock(&self.descriptions).get(kind).copied();
+        lock(&self.kinds)
+            .contains_key(kind)
+            .then(|| described.unwrap_or_default())
     }
 
     /// The kinds, sorted.

@@ -60,12 +60,14 @@
 //! | `engine` | how frames get in and out |
 //! | `address` | the host's address, over netlink |
 //! | `netdev` | the netdev, its registration |
+//! | `help` | what `-netdev tap,help` prints |
 //! | `sys` | system calls |
 
 mod address;
 mod config;
 mod engine;
 mod error;
+mod help;
 mod netdev;
 mod queue;
 mod sys;

@@ -60,6 +60,7 @@ impl Netdev for TapNetdev {
 /// Makes the kind `tap` known to a netdev table.
 pub fn register(netdevs: &NetClients) {
     netdevs.register("tap", Box::new(construct));
+    netdevs.describe("tap", crate::help::TAP);
 }
 
 fn construct(options: &mut Options) -> Result<Opener, OpenError> {

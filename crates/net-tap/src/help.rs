@@ -1,0 +1,28 @@
+//! What `-netdev tap,help` prints.
+
+use keyval::OptionInfo;
+use net_client::KindHelp;
+
+/// The options that [`TapConfig`](crate::TapConfig) takes.
+pub(crate) const TAP: KindHelp = KindHelp {
+    options: &[
+        OptionInfo::new("downscript", "str")
+            .describe("Takes the interface down: not supported but for \"no\"")
+            .default("\"no\""),
+        OptionInfo::new("ifname", "str").describe("Name of the interface, made if there is none"),
+        OptionInfo::new("queues", "uint32")
+            .describe("Queue pairs")
+            .default("1"),
+        OptionInfo::new("script", "str")
+            .describe("Sets the interface up: not supported but for \"no\"")
+            .default("\"no\""),
+        OptionInfo::new("vhost", "bool")
+            .describe("Frames are moved by the kernel: not supported but for off")
+            .default("false"),
+        OptionInfo::new("vnet_hdr", "bool")
+            .describe("Offloads are passed on (default: if the kernel can)"),
+    ],
+    our_own: &[
+        OptionInfo::new("ip", "str").describe("The host's address, as 10.0.2.2/24, and up"),
+    ],
+};
