@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::assets::{Assets, read};
+use super::bpf;
 use super::cpio::Tree;
 use super::modules;
 use super::vmm;
@@ -64,6 +65,7 @@ pub(crate) fn guest(assets: &Assets, run: &Run<'_>) -> Result<Tree> {
     skeleton(&mut tree);
     assets.install_programs(&mut tree)?;
     modules::install(&mut tree, &assets.modules, &assets.release, GUEST_MODULES)?;
+    bpf::install(&mut tree);
     tree.program("init", include_str!("init.sh"));
     tree.file("run/config", format!("export WORD={}\n", run.word));
     tree.file(

@@ -12,11 +12,13 @@
 //! | [`modules`] | kernel modules with their dependencies |
 //! | [`apt`] | Debian packages, fetched and unpacked |
 //! | [`assets`] | kernel and programs from Debian's packages |
+//! | [`bpf`] | XDP programs for the guest |
 //! | [`cpio`] | file trees and the archives they go in |
 //! | [`vmm`] | building the VMM, and its arguments |
 
 mod apt;
 mod assets;
+mod bpf;
 mod cases;
 mod console;
 mod cpio;

@@ -33,7 +33,62 @@ wait_for() {
         sleep 0.1
     done
 }
+# at_least WHAT GOT MINIMUM, at_most WHAT GOT MAXIMUM
+at_least() {
+    [ "$2" -ge "$3" ] || fail "$1 is $2, less than $3"
+    echo "$1 is $2, at least $3"
+}
+at_most() {
+    [ "$2" -le "$3" ] || fail "$1 is $2, more than $3"
+    echo "$1 is $2, at most $3"
+}
 host_listens() { host "netstat -ltn" | grep -q ":$1 "; }
 # An input that never ends: nc stops sending when its input does.
 mkfifo /tmp/.endless 2>/dev/null
 exec 9<>/tmp/.endless
+# bring_up: gives eth0 its address after its driver was bound.
+bring_up() {
+    wait_for 10 "eth0 appears" test -e /sys/class/net/eth0
+    ip addr add 10.0.2.15/24 dev eth0
+    ip link set eth0 up
+    wait_for 10 "carrier" grep -q 1 /sys/class/net/eth0/carrier
+}
+# feature BIT: 1 where driver and device agreed on it.
+feature() { cut -c $(($1 + 1)) /sys/class/net/eth0/device/features; }
+# counter NAME: of eth0's statistics.
+counter() { cat /sys/class/net/eth0/statistics/$1; }
+# frame_size DIRECTION BEFORE: bytes a frame, rx or tx, since `frames DIRECTION` printed BEFORE.
+frames() { echo "$(counter $1_bytes) $(counter $1_packets)"; }
+frame_size() {
+    set -- "$(frames $1)" "$2"
+    echo $(((${1% *} - ${2% *}) / (${1#* } - ${2#* } + 1)))
+}
+# interrupts NAME: how often the interrupt came, on all processors.
+interrupts() {
+    awk -v name="$1" '$NF == name { for (i = 2; i < NF; i++) if ($i ~ /^[0-9]+$/) n += $i }
+        END { print n + 0 }' /proc/interrupts
+}
+# stream ARGUMENTS: iperf3 with them; at least a megabit a second arrives.
+stream() {
+    iperf3 -c 10.0.2.2 -f k "$@" >/tmp/stream 2>&1 || { cat /tmp/stream; fail "iperf3 $*"; }
+    grep receiver /tmp/stream || fail "iperf3 $* told nothing of its receiver"
+    at_least "iperf3 $*: kbit/s" \
+        "$(awk '/receiver/ { for (i = 2; i <= NF; i++) if ($i == "Kbits/sec") print int($(i - 1)); exit }' /tmp/stream)" 1000
+}
+# fragments: how many IP fragments this machine has made.
+fragments() { awk '/^Ip:/ { n = $20 } END { print n }' /proc/net/snmp; }
+# icmp NAME: the IP stack's counter of that name.
+icmp() {
+    awk -v name="$1" '/^Icmp:/ { if (column) print $column; else for (i = 2; i <= NF; i++) if ($i == name) column = i }' \
+        /proc/net/snmp
+}
+# has_capability ID: whether eth0's PCI function has one with this number.
+has_capability() {
+    _config=$(readlink -f /sys/class/net/eth0/device/..)/config
+    _at=52
+    while _at=$(od -An -tu1 -N1 -j$_at $_config | tr -d ' ') && [ $_at != 0 ]; do
+        [ $(od -An -tu1 -N1 -j$_at $_config) != $1 ] || return 0
+        _at=$((_at + 1))
+    done
+    return 1
+}

@@ -5,6 +5,40 @@ use anyhow::{Result, ensure};
 use super::{Case, all_pings_answered, booted_once, values};
 use crate::guest::watch::Outcome;
 
+/// Both ends send without end, whether or not anybody answers; `lives` shows that they do, and
+/// `unloaded` ends it and sees whether anything is left of it.
+macro_rules! under_load {
+    () => {
+        r#"
+function=$(basename "$(readlink -f /sys/class/net/eth0/device/..)")
+mac=$(cat /sys/class/net/eth0/address)
+host "ip neigh replace 10.0.2.15 lladdr $mac dev tap0 nud permanent"
+host 'echo "while :; do ping -q -i 0.002 -s 1400 10.0.2.15; done" >/tmp/load
+    sh /tmp/load >/dev/null 2>&1 & echo $! >/tmp/load.pid'
+while :; do
+    ping -q -c 1000 -W 1 -i 0.002 -s 1400 10.0.2.2 || sleep 0.05
+done >/dev/null 2>&1 &
+load=$!
+lives() {
+    wait_for 10 "an answer" ping -c 1 -W 1 10.0.2.2
+    _before=$(counter rx_packets)
+    sleep 0.3
+    at_least "frames received in 0.3 s" $(($(counter rx_packets) - _before)) 5
+}
+lives
+unloaded() {
+    kill $load
+    host 'kill $(cat /tmp/load.pid); killall ping'
+    killall ping
+    sleep 1
+    _before=$(counter rx_packets)
+    ping -c 20 -i 0.02 10.0.2.2
+    at_most "frames received in the end" $(($(counter rx_packets) - _before)) 60
+}
+"#
+    };
+}
+
 pub(super) const CASES: &[Case] = &[
     Case {
         name: "rebind",
@@ -18,10 +52,7 @@ for round in 1 2 3; do
     [ ! -e /sys/class/net/eth0 ] || fail "eth0 is still there after unbind"
     echo "unbound: $round"
     echo $function >bind
-    wait_for 10 "eth0 appears" test -e /sys/class/net/eth0
-    ip addr add 10.0.2.15/24 dev eth0
-    ip link set eth0 up
-    wait_for 10 "carrier" grep -q 1 /sys/class/net/eth0/carrier
+    bring_up
     ping -c 5 -i 0.02 10.0.2.2
 done
 "#,
@@ -30,6 +61,90 @@ done
             let unbound = values(&outcome.output, "unbound:").len();
             ensure!(unbound == 3, "unbound {unbound} times, not 3");
             all_pings_answered(outcome, 4, 5)
+        },
+        ..Case::PLAIN
+    },
+    Case {
+        name: "rebind-load",
+        about: "unbound and bound 20 times while both ends send",
+        guest: concat!(
+            under_load!(),
+            r#"
+cd /sys/bus/pci/drivers/virtio-pci
+for round in $(seq 20); do
+    echo $function >unbind
+    [ ! -e /sys/class/net/eth0 ] || fail "eth0 is still there after unbind"
+    echo $function >bind
+    bring_up
+    lives
+    echo "bound: $round"
+done
+unloaded
+"#
+        ),
+        check: |outcome| {
+            booted_once(outcome)?;
+            let bound = values(&outcome.output, "bound:").len();
+            ensure!(bound == 20, "bound {bound} times, not 20");
+            all_pings_answered(outcome, 1, 20)
+        },
+        ..Case::PLAIN
+    },
+    Case {
+        name: "rescan",
+        about: "removed from the PCI bus and found again, while both ends send",
+        guest: concat!(
+            under_load!(),
+            r#"
+resources=$(cat /sys/bus/pci/devices/$function/resource)
+for round in 1 2 3 4 5; do
+    echo 1 >/sys/bus/pci/devices/$function/remove
+    [ ! -e /sys/bus/pci/devices/$function ] || fail "$function is still there after its removal"
+    [ ! -e /sys/class/net/eth0 ] || fail "eth0 is still there after its removal"
+    echo 1 >/sys/bus/pci/rescan
+    wait_for 10 "$function appears" test -e /sys/bus/pci/devices/$function
+    bring_up
+    lives
+    echo "found: $round"
+done
+echo "$resources"
+cat /sys/bus/pci/devices/$function/resource
+unloaded
+"#
+        ),
+        check: |outcome| {
+            booted_once(outcome)?;
+            let found = values(&outcome.output, "found:").len();
+            ensure!(found == 5, "found {found} times, not 5");
+            all_pings_answered(outcome, 1, 20)
+        },
+        ..Case::PLAIN
+    },
+    Case {
+        name: "link-down-up",
+        about: "ip link down and up while both ends send: nothing arrives while it is down",
+        guest: concat!(
+            under_load!(),
+            r#"
+for round in 1 2 3 4 5 6 7 8 9 10; do
+    ip link set eth0 down
+    expect operstate "$(cat /sys/class/net/eth0/operstate)" down
+    before=$(counter rx_packets)
+    sleep 0.3
+    expect "frames received while down" $(($(counter rx_packets) - before)) 0
+    ip link set eth0 up
+    wait_for 10 "carrier" grep -q 1 /sys/class/net/eth0/carrier
+    lives
+    echo "up: $round"
+done
+unloaded
+"#
+        ),
+        check: |outcome| {
+            booted_once(outcome)?;
+            let up = values(&outcome.output, "up:").len();
+            ensure!(up == 10, "up {up} times, not 10");
+            all_pings_answered(outcome, 1, 20)
         },
         ..Case::PLAIN
     },

@@ -5,8 +5,11 @@
 //! To add one, add a [`Case`] to an area's table.
 
 mod driver;
+mod interrupts;
 mod lifecycle;
+mod offloads;
 mod traffic;
+mod xdp;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -57,7 +60,10 @@ impl Case {
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     driver::CASES
         .iter()
+        .chain(interrupts::CASES)
         .chain(traffic::CASES)
+        .chain(offloads::CASES)
+        .chain(xdp::CASES)
         .chain(lifecycle::CASES)
 }
 

@@ -5,6 +5,32 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Case, all_pings_answered, booted_once, value};
 use crate::guest::watch::Outcome;
 
+/// Pings of each size to and from the host, and a stream, none of them fragmented.
+macro_rules! jumbo {
+    () => {
+        r#"
+expect MTU "$(cat /sys/class/net/eth0/mtu)" 9000
+! ip link set eth0 mtu 9001 2>&1 || fail "the guest may set a larger MTU than the host's"
+host 'ip link set tap0 mtu 9000'
+mine=$(fragments) theirs=$(host 'awk "/^Ip:/ { n = \$20 } END { print n }" /proc/net/snmp')
+for size in 1472 1473 4054 4055 8150 8972; do
+    ping -q -c 10 -i 0.02 -s $size 10.0.2.2
+    host "ping -q -c 10 -i 0.02 -s $size 10.0.2.15"
+done
+ethtool -K eth0 tso off gso off
+before=$(frames tx)
+stream -t 2
+at_least "sent frame" "$(frame_size tx "$before")" 5000
+host 'ethtool -K tap0 tso off gso off'
+before=$(frames rx)
+stream -t 2 -R
+at_least "received frame" "$(frame_size rx "$before")" 5000
+expect "fragments of the guest" "$(fragments)" "$mine"
+expect "fragments of the host" "$(host 'awk "/^Ip:/ { n = \$20 } END { print n }" /proc/net/snmp')" "$theirs"
+"#
+    };
+}
+
 pub(super) const CASES: &[Case] = &[
     Case {
         name: "ping",
@@ -28,6 +54,80 @@ pub(super) const CASES: &[Case] = &[
         about: "iperf3 TCP from host to guest",
         guest: "iperf3 -c 10.0.2.2 -t 5 -f k -R",
         check: streamed,
+        ..Case::PLAIN
+    },
+    Case {
+        name: "udp-tx",
+        about: "iperf3 UDP from guest to host",
+        guest: "iperf3 -c 10.0.2.2 -u -b 8M -l 1400 -t 4 -f k",
+        check: datagrams,
+        ..Case::PLAIN
+    },
+    Case {
+        name: "udp-rx",
+        about: "iperf3 UDP from host to guest",
+        guest: "iperf3 -c 10.0.2.2 -u -b 8M -l 1400 -t 4 -f k -R",
+        check: datagrams,
+        ..Case::PLAIN
+    },
+    Case {
+        name: "jumbo",
+        about: "frames of 9000 bytes with host_mtu=9000",
+        device: "host_mtu=9000",
+        guest: jumbo!(),
+        check: jumbo_pings,
+        ..Case::PLAIN
+    },
+    Case {
+        name: "jumbo-chains",
+        about: "frames of 9000 bytes in chains, without mrg_rxbuf and TSO",
+        device: "host_mtu=9000,mrg_rxbuf=off,guest_tso4=off,guest_tso6=off,guest_ecn=off",
+        guest: jumbo!(),
+        check: jumbo_pings,
+        ..Case::PLAIN
+    },
+    Case {
+        name: "two-nics",
+        about: "two devices on two taps keep their traffic apart",
+        vmm_args: Some(
+            "-netdev tap,id=net0,ifname=tap0,ip=10.0.2.2/24 -device virtio-net-pci,netdev=net0 \
+             -netdev tap,id=net1,ifname=tap1,ip=10.0.3.2/24 -device virtio-net-pci,netdev=net1",
+        ),
+        guest: r#"
+cd /sys/class/net
+expect "first MAC" "$(cat eth0/address)" 52:54:00:12:34:56
+expect "second MAC" "$(cat eth1/address)" 52:54:00:12:34:57
+sysctl -q net.ipv4.conf.all.arp_ignore=1
+ip addr add 10.0.3.15/24 dev eth1
+ip link set eth1 up
+wait_for 10 "carrier of eth1" grep -q 1 eth1/carrier
+one=$(counter rx_packets) other=$(cat eth1/statistics/rx_packets)
+ping -c 50 -i 0.02 10.0.3.2
+at_least "frames on eth1" $(($(cat eth1/statistics/rx_packets) - other)) 50
+at_most "frames on eth0" $(($(counter rx_packets) - one)) 10
+host 'ip neigh show dev tap1'
+# Both at once, one of them at full speed.
+iperf3 -c 10.0.2.2 -t 5 --bidir >/tmp/both 2>&1 &
+ping -c 50 -i 0.05 10.0.3.2
+wait $! || { cat /tmp/both; fail "the streams on eth0 broke"; }
+# One leaves, the other stays.
+basename "$(readlink -f eth0/device/..)" >/tmp/function
+cat /tmp/function >/sys/bus/pci/drivers/virtio-pci/unbind
+[ ! -e eth0 ] || fail "eth0 is still there"
+ping -c 50 -i 0.02 10.0.3.2
+cat /tmp/function >/sys/bus/pci/drivers/virtio-pci/bind
+bring_up
+ping -c 50 -i 0.02 10.0.2.2
+"#,
+        check: |outcome| {
+            booted_once(outcome)?;
+            let known = value(&outcome.output, "10.0.3.15 ")?;
+            ensure!(
+                known.contains("52:54:00:12:34:57"),
+                "the host knows eth1 as: {known}"
+            );
+            all_pings_answered(outcome, 4, 50)
+        },
         ..Case::PLAIN
     },
     Case {
@@ -91,5 +191,31 @@ fn intact(outcome: &Outcome) -> Result<()> {
     let (guest, host) = (value(output, "guest:")?, value(output, "host:")?);
     ensure!(guest.len() > 64, "sha256sum printed '{guest}'");
     ensure!(guest == host, "the sums differ: guest {guest}, host {host}");
+    Ok(())
+}
+
+/// Both ends, for each size, had all pings answered.
+fn jumbo_pings(outcome: &Outcome) -> Result<()> {
+    booted_once(outcome)?;
+    all_pings_answered(outcome, 12, 10)
+}
+
+/// At most one datagram in twenty was lost of those that were sent at the rate asked for.
+fn datagrams(outcome: &Outcome) -> Result<()> {
+    booted_once(outcome)?;
+    let line = (outcome.output.lines())
+        .find(|line| line.trim_end().ends_with("receiver"))
+        .context("iperf3 printed no receiver's total")?;
+    let counts = line.split_whitespace().find_map(|word| {
+        word.split_once('/')
+            .filter(|(lost, _)| lost.parse::<u32>().is_ok())
+    });
+    let Some((Ok(lost), Ok(sent))) =
+        counts.map(|(lost, sent)| (lost.parse::<u32>(), sent.parse::<u32>()))
+    else {
+        bail!("cannot read '{line}'")
+    };
+    ensure!(sent > 500, "only {sent} datagrams were sent");
+    ensure!(lost * 20 <= sent, "{lost} of {sent} datagrams were lost");
     Ok(())
 }
