@@ -30,28 +30,32 @@ pub(super) const CASES: &[Case] = &[
         about: "ethtool -K switches offloads under traffic, and frames follow",
         guest: r#"
 is() { ethtool -k eth0 | awk -v name="$1:" '$1 == name { print $2 }'; }
+# Switches, and sees that both streams go on under it.
 set_to() {
+    _rx=$(counter rx_bytes) _tx=$(counter tx_bytes)
     ethtool -K eth0 $1 $2 || fail "ethtool -K eth0 $1 $2"
     expect "$1" "$(is $1)" $2
+    [ -n "$both" ] || return 0
+    sleep 0.3
+    at_least "bytes received" $(($(counter rx_bytes) - _rx)) 100000
+    at_least "bytes sent" $(($(counter tx_bytes) - _tx)) 100000
 }
-iperf3 -c 10.0.2.2 -t 20 --bidir -f k >/tmp/both 2>&1 &
+iperf3 -c 10.0.2.2 -t 300 --bidir -f k >/tmp/both 2>&1 &
 both=$!
 sleep 1
 # Linux has each only with some of those that are switched off after it, and on before it.
 for round in 1 2 3; do
     for name in rx-gro-hw generic-receive-offload tcp-segmentation-offload tx-checksumming scatter-gather; do
         set_to $name off
-        sleep 0.2
     done
     for name in scatter-gather tx-checksumming tcp-segmentation-offload generic-receive-offload rx-gro-hw; do
         set_to $name on
-        sleep 0.2
     done
     set_to generic-segmentation-offload on
-    kill -0 $both || fail "the streams ended before the offloads were switched"
 done
-wait $both || { cat /tmp/both; fail "the streams broke"; }
-expect "ends that received" "$(grep -c receiver /tmp/both)" 2
+kill $both
+wait $both
+both=
 # With a peer that may send large frames, frames are larger than the MTU allows.
 before=$(frames rx)
 stream -t 2 -R
