@@ -12,6 +12,10 @@ pub enum Command {
     Run(Options),
     /// Print how the VMM is used.
     Help,
+    /// `-device help`, `-device TYPE,help`: print what can be asked for; the option's value.
+    DeviceHelp(String),
+    /// `-netdev help`, `-netdev KIND,help`: likewise.
+    NetdevHelp(String),
     /// Print which VMM it is.
     Version,
 }
@@ -83,8 +87,8 @@ pub enum UsageError {
 pub const HELP: &str = "\
 usage: vmm [options]
 
--netdev TYPE,id=ID[,...]     make a network backend
--device DRIVER[,PROP=...]    make a device
+-netdev TYPE,id=ID[,...]     make a network backend; help, or TYPE,help, lists what there is
+-device DRIVER[,PROP=...]    make a device; help, or DRIVER,help, lists what there is
 -kernel FILE                 boot this bzImage or ELF kernel
 -initrd FILE                 its initial file system
 -append LINE                 its command line
@@ -123,8 +127,14 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
                 .ok_or_else(|| UsageError::NoValue(given.clone()))
         };
         match name {
-            "netdev" => options.netdevs.push(text(&given, value()?)?),
-            "device" => options.devices.push(text(&given, value()?)?),
+            "netdev" => match text(&given, value()?)? {
+                asked if asks_for_help(&asked, "type") => return Ok(Command::NetdevHelp(asked)),
+                netdev => options.netdevs.push(netdev),
+            },
+            "device" => match text(&given, value()?)? {
+                asked if asks_for_help(&asked, "driver") => return Ok(Command::DeviceHelp(asked)),
+                device => options.devices.push(device),
+            },
             "kernel" => options.kernel = Some(value()?.into()),
             "initrd" => options.initrd = Some(value()?.into()),
             "append" => options.append = Some(text(&given, value()?)?),
@@ -146,6 +156,12 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
         }
     }
     Ok(Command::Run(options))
+}
+
+/// Whether the value of `-netdev` or `-device` asks for help; `first` is the key of its first word.
+fn asks_for_help(value: &str, first: &str) -> bool {
+    let options = keyval::Options::parse(value, Some(first));
+    options.wants_help() || options.get(first).is_some_and(keyval::help::is_help)
 }
 
 fn text(option: &str, value: OsString) -> Result<String, UsageError> {
@@ -240,6 +256,29 @@ mod tests {
         assert_eq!(parse_words(words), Ok(Command::Run(expected.clone())));
         let words = words.replace(" -", " --");
         assert_eq!(parse_words(&words), Ok(Command::Run(expected)));
+    }
+
+    #[test]
+    fn help_of_devices_and_netdevs_comes_before_any_machine() {
+        let device = |text: &str| Ok(Command::DeviceHelp(text.into()));
+        let netdev = |text: &str| Ok(Command::NetdevHelp(text.into()));
+        let table = [
+            ("-device help", device("help")),
+            ("-m 64 -device ?", device("?")),
+            ("-device driver=help", device("driver=help")),
+            ("-device x,help -nosuch", device("x,help")),
+            ("-netdev help -device help", netdev("help")),
+            ("--netdev tap,help", netdev("tap,help")),
+        ];
+        for (words, expected) in table {
+            assert_eq!(parse_words(words), expected, "{words}");
+        }
+        let expected = Options {
+            devices: vec!["help=x".into(), "x,id=help".into()],
+            ..Options::default()
+        };
+        let words = "-device help=x -device x,id=help";
+        assert_eq!(parse_words(words), Ok(Command::Run(expected)));
     }
 
     #[test]

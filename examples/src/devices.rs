@@ -59,14 +59,11 @@ impl Devices {
     /// # Errors
     /// When the host has no thread to spare.
     pub fn new(machine: &Machine) -> Result<Self, DeviceError> {
-        let mut types = TypeRegistry::new();
-        virtio_pci_proxies::object::register_all::<Memory>(&mut types)?;
-        let tree = qdev::Machine::new(types.share()).map_err(DeviceError::Machine)?;
+        let tree = qdev::Machine::new(types()?).map_err(DeviceError::Machine)?;
         let bus = machine.pci().bus().clone();
         vm_pci::object::add_bus(&tree, tree.object(), "pci.0", bus)
             .map_err(DeviceError::Machine)?;
-        let netdevs = Arc::new(NetClients::new());
-        net_tap::register(&netdevs);
+        let netdevs = netdevs();
         let iothread = IoThread::new("io").map_err(DeviceError::IoThread)?;
 
         let interrupts = machine.interrupts();
@@ -128,4 +125,48 @@ impl Devices {
     pub fn reset(&self) {
         self.machine.reset();
     }
+}
+
+/// What `-device` prints where its value asks for help.
+///
+/// # Errors
+/// [`DeviceError::Device`] where there is no such type.
+pub fn device_help(text: &str) -> Result<String, DeviceError> {
+    let options = Options::parse(text, Some("driver"));
+    match qdev::help::help(&types()?, &options) {
+        Ok(help) => Ok(help.unwrap_or_default()),
+        Err(source) => Err(DeviceError::Device {
+            text: text.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// What `-netdev` prints where its value asks for help.
+///
+/// # Errors
+/// [`DeviceError::Netdev`] where there is no such kind.
+pub fn netdev_help(text: &str) -> Result<String, DeviceError> {
+    let options = Options::parse(text, Some("type"));
+    match netdevs().help(&options) {
+        Ok(help) => Ok(help.unwrap_or_default()),
+        Err(source) => Err(DeviceError::Netdev {
+            text: text.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// The types that there are.
+fn types() -> Result<Arc<TypeRegistry>, qom::Error> {
+    let mut types = TypeRegistry::new();
+    virtio_pci_proxies::object::register_all::<Memory>(&mut types)?;
+    Ok(types.share())
+}
+
+/// A netdev table with the kinds that there are.
+fn netdevs() -> Arc<NetClients> {
+    let netdevs = Arc::new(NetClients::new());
+    net_tap::register(&netdevs);
+    netdevs
 }

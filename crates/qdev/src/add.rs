@@ -99,6 +99,10 @@ impl Machine {
                 })?,
             (Some(asked), wanted) => {
                 let bus = self.find_bus(asked)?;
+                let state = BusState::of(&bus)?;
+                if state.is_full() {
+                    return Err(Error::BusFull(state.name().to_owned()));
+                }
                 if !wanted.is_some_and(|wanted| bus.is_a(wanted)) {
                     let bus = bus.type_name().to_string();
                     return Err(Error::WrongBus {
@@ -110,9 +114,6 @@ impl Machine {
             }
         };
         let state = BusState::of(&bus)?;
-        if state.is_full() {
-            return Err(Error::BusFull(state.name().to_owned()));
-        }
         if self.is_running() && !state.role().is_hotpluggable() {
             return Err(Error::BusNotHotpluggable(state.name().to_owned()));
         }

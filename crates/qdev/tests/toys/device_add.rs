@@ -61,9 +61,10 @@ fn each_refusal_has_qemus_words() -> Result<(), Error> {
             "toy,bus=/machine/peripheral",
             "Bus '/machine/peripheral' not found",
         ),
+        ("toy,bus=model-bus", "Bus 'model-bus' is full"),
         (
-            "toy,bus=model-bus",
-            "Device 'toy' can't go on transport-model-bus bus",
+            "toy-model,bus=slot.0",
+            "Device 'toy-model' can't go on slot-bus bus",
         ),
         (
             "toy-model",
