@@ -170,7 +170,8 @@ pub trait NetClient: Send + Sync + fmt::Debug {
     /// driver takes queues into use: on those that it takes, then off those that it leaves; at its reset
     /// off all but the first. May be called twice.
     ///
-    /// A queue that rests has no frames to read, and drops what it is sent. A client that is the only
+    /// A queue that rests gets no frames from the host; those that it has already, and what it is sent,
+    /// pass as ever. A client that is the only
     /// queue of its backend is always at work and ignores this.
     ///
     /// # Errors

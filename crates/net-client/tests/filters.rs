@@ -310,7 +310,7 @@ fn filters_come_and_go_under_traffic_and_no_frame_is_lost_or_overtaken() {
             context.turn(NOW).unwrap();
             steps += 1;
             assert!(steps < 10_000, "seed {seed}");
-            let port = if steps % 3 == 0 {
+            let port = if steps.is_multiple_of(3) {
                 nic.port()
             } else {
                 tap.port()

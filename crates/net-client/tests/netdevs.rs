@@ -45,8 +45,8 @@ fn each_mistake_has_its_own_words() {
         ),
         (
             "test,id=_a",
-            "Parameter 'id' expects an identifier\n\
-             Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
+            "Parameter 'id' expects an identifier: letters, digits, '-', '.', '_', starting with a \
+             letter",
         ),
         ("test,id=a,size=13", "could not open: bad luck"),
     ];

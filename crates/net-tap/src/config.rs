@@ -1,17 +1,16 @@
 //! What a tap is made of.
 
+use std::os::fd::RawFd;
+
 use keyval::Options;
 
 use crate::address::HostAddress;
 use crate::error::TapError;
 
 /// Options of QEMU's tap that are not built yet; the last switches the kernel's data plane on.
-const NOT_SUPPORTED: [&str; 10] = [
-    "fd",
-    "fds",
+const NOT_SUPPORTED: [&str; 7] = [
     "helper",
     "br",
-    "sndbuf",
     "vhostfd",
     "vhostfds",
     "vhostforce",
@@ -22,6 +21,10 @@ const NOT_SUPPORTED: [&str; 10] = [
 /// How a tap is made. The default makes an interface under a name that the kernel chooses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TapConfig {
+    /// Descriptors that this process was started with, by number, one a queue: taps or macvtaps that are
+    /// open already. They are taken over, and closed when the tap is dropped. Not empty: `ifname`,
+    /// `queues` and `vnet_hdr` mean nothing.
+    pub fds: Vec<RawFd>,
     /// The interface's name. One that exists is taken as it is; else one is made, and is gone when
     /// the tap is dropped. `None`: `tap0`, `tap1`, ..., the first that is free.
     pub ifname: Option<String>,
@@ -29,34 +32,46 @@ pub struct TapConfig {
     pub vnet_hdr: Option<bool>,
     /// Gives the host's side this address and brings it up. `None`: the interface is left as it is.
     pub address: Option<HostAddress>,
+    /// How many queues it has. `None`: 1. The kernel takes up to 256.
+    pub queues: Option<u32>,
+    /// Bytes that were sent and that the host has not dealt with yet, at most. `None` or 0: no limit.
+    pub sndbuf: Option<u64>,
+    /// Run by the netdev with the interface's name when it is open. `None`: nothing is run.
+    pub script: Option<String>,
+    /// Run by the netdev with the interface's name before it is closed. `None`: nothing is run.
+    pub downscript: Option<String>,
 }
 
 impl TapConfig {
     /// Takes the options of `-netdev tap` out of `options`.
     ///
-    /// `script` and `downscript` are taken as `no`, which is also their default here: no script is
-    /// ever run.
+    /// No script is run unless one is named; `no` and the empty string name none.
     ///
     /// # Errors
     /// When a value is not one that its option takes, or asks for what is not built.
     pub fn from_options(options: &mut Options) -> Result<Self, OptionError> {
+        check_together(options)?;
+        let fds = match (options.take("fd"), options.take("fds")) {
+            (Some(fd), _) => vec![descriptor(&fd)?],
+            (None, Some(fds)) => fds.split(':').map(descriptor).collect::<Result<_, _>>()?,
+            (None, None) => Vec::new(),
+        };
+        let script = |path: &String| !path.is_empty() && path != "no";
         let config = Self {
+            fds,
             ifname: options.take("ifname"),
             vnet_hdr: options.take_bool("vnet_hdr")?,
             address: options.take("ip").map(|ip| ip.parse()).transpose()?,
+            queues: options.take_u32("queues")?,
+            sndbuf: options.take_size("sndbuf")?,
+            script: options.take("script").filter(script),
+            downscript: options.take("downscript").filter(script),
         };
         if let Some(name) = &config.ifname {
             check_name(name)?;
         }
-        match options.take_u32("queues")? {
-            None | Some(1) => {}
-            Some(0) => return Err(TapError::NoQueues.into()),
-            Some(_) => return Err(TapError::NotSupported("queues").into()),
-        }
-        for script in ["script", "downscript"] {
-            if options.take(script).is_some_and(|path| path != "no") {
-                return Err(TapError::NotSupported(script).into());
-            }
+        if config.queues == Some(0) {
+            return Err(TapError::NoQueues.into());
         }
         if options.get("vhost") == Some("off") {
             options.take("vhost");
@@ -81,6 +96,37 @@ pub enum OptionError {
     /// A value that a tap does not take.
     #[error(transparent)]
     Tap(#[from] TapError),
+}
+
+/// What names an interface does not go with descriptors that are open already.
+fn check_together(options: &Options) -> Result<(), TapError> {
+    let given = |keys: &[&str]| keys.iter().any(|key| options.get(key).is_some());
+    let names = [
+        "ifname",
+        "script",
+        "downscript",
+        "vnet_hdr",
+        "helper",
+        "queues",
+    ];
+    if given(&["fd"]) && (given(&names) || given(&["fds", "vhostfds"])) {
+        return Err(TapError::InvalidWithFd);
+    }
+    if given(&["fds"]) && (given(&names) || given(&["vhostfd"])) {
+        return Err(TapError::InvalidWithFds);
+    }
+    // The interface may be in another network namespace, and its name mean another one here.
+    if given(&["fd", "fds"]) && given(&["ip"]) {
+        return Err(TapError::AddressWithFd);
+    }
+    Ok(())
+}
+
+/// The number of a descriptor.
+fn descriptor(text: &str) -> Result<RawFd, TapError> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let number = text.parse().ok().filter(|_| digits);
+    number.ok_or_else(|| TapError::BadDescriptor(text.into()))
 }
 
 /// Whether the kernel would take `name` whole: it would cut a longer one off.
@@ -120,17 +166,43 @@ mod tests {
             ),
             ("queues=0", Err("Parameter 'queues' expects at least 1")),
             ("queues=x", Err("Parameter 'queues' expects")),
-            ("queues=2", Err("Parameter 'queues' is not supported")),
+            ("queues=2,script=/etc/ifup,downscript=x,sndbuf=1M", Ok(())),
+            ("sndbuf=x", Err("Parameter 'sndbuf' expects a size value")),
+            ("fd=3,sndbuf=0", Ok(())),
+            ("fds=3:4", Ok(())),
+            ("fd=x", Err("Invalid file descriptor number 'x'")),
+            ("fd=+3", Err("Invalid file descriptor number '+3'")),
             (
-                "script=/etc/ifup",
-                Err("Parameter 'script' is not supported"),
+                "fd=99999999999",
+                Err("Invalid file descriptor number '99999999999'"),
+            ),
+            ("fds=3:", Err("Invalid file descriptor number ''")),
+            (
+                "fd=3,ifname=x",
+                Err(
+                    "ifname=, script=, downscript=, vnet_hdr=, helper=, queues=, fds=, and \
+                     vhostfds= are invalid with fd=",
+                ),
             ),
             (
-                "downscript=x",
-                Err("Parameter 'downscript' is not supported"),
+                "fd=3,fds=4:5",
+                Err(
+                    "ifname=, script=, downscript=, vnet_hdr=, helper=, queues=, fds=, and \
+                     vhostfds= are invalid with fd=",
+                ),
             ),
-            ("fd=3", Err("Parameter 'fd' is not supported")),
-            ("sndbuf=0", Err("Parameter 'sndbuf' is not supported")),
+            (
+                "fds=3:4,queues=2",
+                Err(
+                    "ifname=, script=, downscript=, vnet_hdr=, helper=, queues=, and vhostfd= are \
+                     invalid with fds=",
+                ),
+            ),
+            (
+                "fd=3,ip=10.0.2.2/24",
+                Err("ip= is invalid with fd= and fds="),
+            ),
+            ("br=br0", Err("Parameter 'br' is not supported")),
             ("vhost=on", Err("Parameter 'vhost' is not supported")),
         ];
         for (text, expected) in table {

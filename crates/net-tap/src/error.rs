@@ -1,6 +1,7 @@
 //! What can go wrong with a tap, said so that its user can act.
 
 use std::io;
+use std::os::fd::RawFd;
 
 /// Why a tap could not be made or set up.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,65 @@ pub enum TapError {
     /// `ip=` was not an address and a prefix length.
     #[error("Parameter 'ip' expects an address and a prefix length, such as 10.0.2.2/24")]
     BadAddress,
+    /// A descriptor that this process was not started with.
+    #[error("Can't use file descriptor {number}: {source}{}", hint_to_inherit(.source))]
+    Descriptor {
+        /// Its number.
+        number: RawFd,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A descriptor of something else.
+    #[error("Unable to query TUNGETIFF on FD {number}: {source}")]
+    NotATap {
+        /// Its number.
+        number: RawFd,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A descriptor of a tun, whose packets have no Ethernet header.
+    #[error("file descriptor {number} is a tun (IFF_TUN), not a tap (IFF_TAP)")]
+    Tun {
+        /// Its number.
+        number: RawFd,
+    },
+    /// Some of the descriptors have a `virtio_net_hdr`, some have none.
+    #[error("vnet_hdr not consistent across given tap fds")]
+    HeadersDiffer,
+    /// `fd=` was not a number.
+    #[error("Invalid file descriptor number '{0}'")]
+    BadDescriptor(String),
+    /// `fd=` with an option that it settles.
+    #[error(
+        "ifname=, script=, downscript=, vnet_hdr=, helper=, queues=, fds=, and vhostfds= are \
+         invalid with fd="
+    )]
+    InvalidWithFd,
+    /// `fds=` with an option that it settles.
+    #[error(
+        "ifname=, script=, downscript=, vnet_hdr=, helper=, queues=, and vhostfd= are invalid with \
+         fds="
+    )]
+    InvalidWithFds,
+    /// `ip=` for an interface that may be elsewhere.
+    #[error("ip= is invalid with fd= and fds=")]
+    AddressWithFd,
+    /// A script could not be started.
+    #[error("could not launch network script {script}: {source}")]
+    Launch {
+        /// The script.
+        script: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A script failed.
+    #[error("network script {script} failed with status {status}")]
+    Script {
+        /// The script.
+        script: String,
+        /// What `wait` said: 256 times its exit status, or the signal that ended it.
+        status: i32,
+    },
     /// An option of QEMU's that is not built yet.
     #[error("Parameter '{0}' is not supported by this tap")]
     NotSupported(&'static str),
@@ -72,11 +132,24 @@ fn hint(interface: &str, ioctl: &str, source: &io::Error) -> String {
              (ip tuntap add dev {interface} mode tap user $USER) and name it with ifname=, \
              or {OWN_NAMESPACE}"
         ),
+        ("TUNSETIFF", Some(libc::E2BIG)) => "; it has as many queues as the kernel allows".into(),
         ("TUNSETIFF", Some(libc::EBUSY)) => "; another process has the interface open".into(),
         ("TUNSETIFF", Some(libc::EINVAL)) => {
-            "; an interface of that name exists and is not a tap with one queue".into()
+            "; an interface of that name exists and is not a tap, or was made for one queue and is \
+             to have several, or the other way round (multi_queue)"
+                .into()
         }
         _ => String::new(),
+    }
+}
+
+fn hint_to_inherit(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EBUSY) => {
+            "; it is named twice, or in use by this process, or was not left open (close-on-exec) by \
+             whoever started it"
+        }
+        _ => "",
     }
 }
 

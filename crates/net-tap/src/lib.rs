@@ -27,9 +27,15 @@
 //!
 //! It is made when the netdev is, and gone when the netdev is dropped and its context has turned
 //! once more. One that exists under the name (`ip tuntap add dev vm0 mode tap user $USER`) is taken,
-//! which needs no privilege of its owner, and stays. No script is run; `ip=` sets the host's address
-//! and brings the interface up. Every error names the interface, the system call, and what can be
-//! done without privilege.
+//! which needs no privilege of its owner, and stays. `ip=` sets the host's address and brings the
+//! interface up; a script is run if one is named. Every error names the interface, the system call,
+//! and what can be done without privilege.
+//!
+//! A tap or macvtap that is open already is taken over by its descriptor: by number, if this process was
+//! started with it, else as an `OwnedFd` ([`Tap::from_fd`], [`TapNetdev::from_taps`]).
+//!
+//! Of several queues the first is enabled from the start, and the host spreads its frames over those
+//! that are: see [`NetClient::set_enabled`](net_client::NetClient::set_enabled).
 //!
 //! # Frames
 //!
@@ -38,19 +44,31 @@
 //! segmentation offloads both ways; [`VnetHeader`](net_client::VnetHeader) sets its length and what
 //! the peer copes with.
 //!
-//! A frame that the host refuses is dropped and counted by reason; one that it has no room for stays
-//! with the peer. An interface deleted meanwhile is said once, and not watched any more.
+//! What the host says of a frame that is written:
+//!
+//! | it says | the frame |
+//! |---|---|
+//! | EAGAIN | stays with the peer until there is room ([`Received::Busy`](net_client::Received::Busy)); only with `sndbuf` |
+//! | EINVAL, EFAULT, EMSGSIZE | is dropped as malformed: its header does not fit it |
+//! | EIO | is dropped, the link being down: the interface is not up |
+//! | ENOBUFS, ENOMEM, others; or takes a part of it | is dropped for the backend's error |
+//! | EBADFD, EBADF, ENODEV, ENXIO | as those; the interface is gone, which is said once, and is not watched any more |
+//!
+//! Of a read: EAGAIN ends the turn; EFAULT, EINVAL, ENOMEM and ENOBUFS lose one frame; any other error
+//! ends the watch as above.
 //!
 //! | option | means |
 //! |---|---|
 //! | `ifname` | the interface; by default the first free of `tap0`, `tap1`, ... |
 //! | `vnet_hdr` | `on`, `off`; by default on where the kernel can |
 //! | `ip` | address and prefix length of the host's side (not in QEMU) |
-//! | `queues` | 1 |
-//! | `script`, `downscript` | `no`, which is the default here |
+//! | `queues` | how many; 1 by default |
+//! | `fd`, `fds` | numbers of descriptors that are open already, instead of the above |
+//! | `sndbuf` | bytes on their way to the host at most; 0, the default, for no limit |
+//! | `script`, `downscript` | run with the interface's name as argument, when it is open and before it is closed; `no`, the default here, for none |
 //! | `vhost` | `off` |
 //!
-//! Not supported, and refused by name: `fd`, `fds`, `helper`, `br`, `sndbuf`, more queues, vhost.
+//! Not supported, and refused by name: `helper`, `br`, vhost.
 //!
 //! | module | holds |
 //! |---|---|

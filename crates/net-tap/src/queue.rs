@@ -43,6 +43,8 @@ pub struct TapQueue {
 struct Watch {
     at: Option<(Arc<dyn AioContext>, WatchId)>,
     interest: Interest,
+    /// Not enabled: detached from the interface.
+    rests: bool,
 }
 
 impl TapQueue {
@@ -78,6 +80,27 @@ impl TapQueue {
     /// The interface.
     pub fn tap(&self) -> &Arc<Tap> {
         &self.tap
+    }
+
+    /// Attaches the queue to the interface, or detaches it. See [`NetClient::set_enabled`].
+    ///
+    /// # Errors
+    /// When the kernel refuses; the queue is as it was.
+    pub fn enable(&self, enabled: bool) -> Result<(), TapError> {
+        if !self.tap.is_multi_queue() {
+            return Ok(());
+        }
+        let mut watch = self.lock();
+        if watch.rests == enabled {
+            self.tap.set_attached(enabled)?;
+            watch.rests = !enabled;
+        }
+        Ok(())
+    }
+
+    /// Whether the queue takes part; a tap's only queue always does.
+    pub fn is_enabled(&self) -> bool {
+        !self.lock().rests
     }
 
     fn change_interest(&self, change: impl FnOnce(&mut Interest)) {
@@ -169,6 +192,10 @@ impl NetClient for TapQueue {
         if let Some((context, id)) = self.lock().at.take() {
             context.remove_fd(id);
         }
+    }
+
+    fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        self.enable(enabled).map_err(into_io)
     }
 
     fn vnet_header(&self) -> Option<&dyn VnetHeader> {

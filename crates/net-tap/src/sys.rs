@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use libc::{c_char, c_int, c_short, c_uint, c_void};
 use net_client::IoVec;
@@ -24,10 +24,88 @@ pub(crate) fn set_interface(fd: BorrowedFd<'_>, name: &str, flags: c_int) -> io:
     request.ifr_ifru.ifru_flags = c_short::try_from(flags).map_err(|_| invalid())?;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
-    request.ifr_name[NAME_MAX] = 0;
-    let bytes = request.ifr_name.map(|c| c.to_ne_bytes()[0]);
+    Ok(name_of(&request))
+}
+
+/// TUNGETIFF: the interface's name and IFF_ flags. EBADFD when it is gone, or the queue detached.
+pub(crate) fn interface(fd: BorrowedFd<'_>) -> io::Result<(String, c_int)> {
+    // SAFETY: all-zero bytes are a valid `ifreq`, as in `set_interface`.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one `ifreq`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &mut request) })?;
+    // SAFETY: TUNGETIFF has set the flags, and any bits are valid ones.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok((
+        name_of(&request),
+        // IFF_VNET_HDR and IFF_MULTI_QUEUE are among the low 16 bits.
+        c_int::from(flags.cast_unsigned()),
+    ))
+}
+
+/// TUNSETQUEUE: whether the interface spreads its frames over this queue too.
+pub(crate) fn set_queue(fd: BorrowedFd<'_>, attached: bool) -> io::Result<()> {
+    let flag = if attached {
+        libc::IFF_ATTACH_QUEUE
+    } else {
+        libc::IFF_DETACH_QUEUE
+    };
+    // SAFETY: all-zero bytes are a valid `ifreq`, as in `set_interface`.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    request.ifr_ifru.ifru_flags = c_short::try_from(flag).map_err(|_| invalid())?;
+    // SAFETY: TUNSETQUEUE reads one `ifreq`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &request) })
+}
+
+/// TUNSETSNDBUF: bytes of frames that the host has not dealt with yet, at most.
+pub(crate) fn set_send_buffer(fd: BorrowedFd<'_>, len: c_int) -> io::Result<()> {
+    // SAFETY: TUNSETSNDBUF reads one `int`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETSNDBUF, &len) })
+}
+
+/// Takes over a descriptor that this process was started with, and makes it close-on-exec. EBUSY
+/// for one that this process has opened itself, or taken over before.
+pub(crate) fn inherit(number: RawFd) -> io::Result<OwnedFd> {
+    is_inherited(number)?;
+    // SAFETY: F_SETFD takes an integer, and nothing depends on the descriptor being passed on.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: the descriptor is open. It was not close-on-exec, as all are that the standard library
+    // opens, so no object of this process owns it; it came from whoever started the process and named
+    // it to us. A second call finds it close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Whether a descriptor is open and came from whoever started this process.
+pub(crate) fn is_inherited(number: RawFd) -> io::Result<()> {
+    // SAFETY: F_GETFD takes nothing, and says EBADF of a number that is not open.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    check(flags)?;
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    Ok(())
+}
+
+/// TUNGETIFF on a number that [`is_inherited`].
+pub(crate) fn inherited_interface(number: RawFd) -> io::Result<(String, c_int)> {
+    is_inherited(number)?;
+    // SAFETY: the descriptor is open, and nobody of this process closes it, as in `inherit`.
+    interface(unsafe { BorrowedFd::borrow_raw(number) })
+}
+
+/// Makes calls on the descriptor return instead of waiting.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: F_GETFL takes nothing.
+    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    check(flags)?;
+    // SAFETY: F_SETFL takes an integer.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })
+}
+
+fn name_of(request: &libc::ifreq) -> String {
+    let mut bytes = request.ifr_name.map(|c| c.to_ne_bytes()[0]);
+    bytes[NAME_MAX] = 0;
     let name = CStr::from_bytes_until_nul(&bytes).unwrap_or_default();
-    Ok(name.to_string_lossy().into_owned())
+    name.to_string_lossy().into_owned()
 }
 
 /// TUNGETFEATURES: the IFF_ flags that the driver knows.

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use libc::c_uint;
@@ -17,25 +17,112 @@ use crate::sys;
 /// `num_buffers`.
 pub const INITIAL_HEADER_LEN: usize = 10;
 
-/// An open tap interface, non-blocking: each read takes one frame, each write gives one.
+/// One open queue of a tap interface, non-blocking: each read takes one frame, each write gives one.
 ///
-/// An interface that did not exist before is gone when this is dropped.
+/// An interface that did not exist before is gone when its last queue is dropped.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
     name: String,
     vnet_hdr: bool,
+    multi_queue: bool,
     offloads: Offloads,
 }
 
 impl Tap {
-    /// Makes the interface, or takes one that exists.
+    /// Makes the interface, or takes one that exists, and opens the queues that `config` asks for; or
+    /// takes over the descriptors that it names. All queues are attached.
     ///
     /// # Errors
     /// See [`TapError`]; nothing is left behind then.
+    #[doc(alias = "net_init_tap")]
+    pub fn open(config: &TapConfig) -> Result<Vec<Self>, TapError> {
+        let taps = if config.fds.is_empty() {
+            let queues = config.queues.unwrap_or(1);
+            if queues == 0 {
+                return Err(TapError::NoQueues);
+            }
+            let template = config.ifname.as_deref().unwrap_or("tap%d");
+            let first = Self::open_queue(template, config.vnet_hdr, queues > 1)?;
+            let mut taps = vec![first];
+            for _ in 1..queues {
+                let name = taps[0].name.clone();
+                let next = Self::open_queue(&name, Some(taps[0].vnet_hdr), true)?;
+                taps.push(next);
+            }
+            taps
+        } else {
+            Self::inherit(&config.fds)?
+        };
+        for tap in &taps {
+            tap.set_send_buffer(config.sndbuf)?;
+        }
+        if let (Some(address), Some(tap)) = (config.address, taps.first()) {
+            address::bring_up(&tap.name, address)?;
+        }
+        if let Some(Self { name, vnet_hdr, .. }) = taps.first() {
+            tracing::info!(
+                interface = name,
+                vnet_hdr,
+                queues = taps.len(),
+                "tap opened"
+            );
+        }
+        Ok(taps)
+    }
+
+    /// Uses a tap or macvtap that is open already.
+    ///
+    /// # Errors
+    /// When it is not one. That its frames carry no packet information (IFF_NO_PI) cannot be seen, and
+    /// is the caller's to know.
+    pub fn from_fd(fd: impl Into<OwnedFd>) -> Result<Self, TapError> {
+        let file = File::from(fd.into());
+        let number = file.as_raw_fd();
+        let (name, flags) =
+            sys::interface(file.as_fd()).map_err(|source| TapError::NotATap { number, source })?;
+        if flags & libc::IFF_TAP == 0 {
+            return Err(TapError::Tun { number });
+        }
+        sys::set_nonblocking(file.as_fd())
+            .map_err(|source| TapError::Descriptor { number, source })?;
+        let vnet_hdr = flags & libc::IFF_VNET_HDR != 0;
+        Self::set_up(file, name, vnet_hdr, flags & libc::IFF_MULTI_QUEUE != 0)
+    }
+
+    /// Takes over descriptors of one interface by their numbers.
+    fn inherit(numbers: &[RawFd]) -> Result<Vec<Self>, TapError> {
+        // All are looked at before one is taken.
+        let mut seen: Vec<RawFd> = Vec::new();
+        let mut headers = Vec::new();
+        for &number in numbers {
+            sys::is_inherited(number).map_err(|source| TapError::Descriptor { number, source })?;
+            if seen.contains(&number) {
+                let source = io::Error::from_raw_os_error(libc::EBUSY);
+                return Err(TapError::Descriptor { number, source });
+            }
+            seen.push(number);
+            let (_, flags) = sys::inherited_interface(number)
+                .map_err(|source| TapError::NotATap { number, source })?;
+            headers.push(flags & libc::IFF_VNET_HDR != 0);
+        }
+        if headers.windows(2).any(|pair| pair[0] != pair[1]) {
+            return Err(TapError::HeadersDiffer);
+        }
+        let inherit = |&number| {
+            let fd =
+                sys::inherit(number).map_err(|source| TapError::Descriptor { number, source })?;
+            Self::from_fd(fd)
+        };
+        numbers.iter().map(inherit).collect()
+    }
+
     #[doc(alias = "tap_open")]
-    pub fn open(config: &TapConfig) -> Result<Self, TapError> {
-        let template = config.ifname.as_deref().unwrap_or("tap%d");
+    fn open_queue(
+        template: &str,
+        vnet_hdr: Option<bool>,
+        multi_queue: bool,
+    ) -> Result<Self, TapError> {
         check_name(template)?;
         let file = OpenOptions::new()
             .read(true)
@@ -46,13 +133,26 @@ impl Tap {
         let fd = file.as_fd();
 
         let known = sys::features(fd).map_err(failed(template, "TUNGETFEATURES"))?;
-        let vnet_hdr = config.vnet_hdr.unwrap_or(known & libc::IFF_VNET_HDR != 0);
+        let vnet_hdr = vnet_hdr.unwrap_or(known & libc::IFF_VNET_HDR != 0);
         let mut flags = libc::IFF_TAP | libc::IFF_NO_PI;
         if vnet_hdr {
             flags |= libc::IFF_VNET_HDR;
         }
+        if multi_queue {
+            flags |= libc::IFF_MULTI_QUEUE;
+        }
         let name =
             sys::set_interface(fd, template, flags).map_err(failed(template, "TUNSETIFF"))?;
+        Self::set_up(file, name, vnet_hdr, multi_queue)
+    }
+
+    fn set_up(
+        file: File,
+        name: String,
+        vnet_hdr: bool,
+        multi_queue: bool,
+    ) -> Result<Self, TapError> {
+        let fd = file.as_fd();
         let mut offloads = Offloads::default();
         if vnet_hdr {
             // A persistent interface remembers what its last user set.
@@ -63,26 +163,23 @@ impl Tap {
         }
         // Frames that whoever reads them copes with, until it says otherwise: plain ones.
         sys::set_offload(fd, 0).map_err(failed(&name, "TUNSETOFFLOAD"))?;
-        let tap = Self {
+        Ok(Self {
             file,
             name,
             vnet_hdr,
+            multi_queue,
             offloads,
-        };
-        if let Some(address) = config.address {
-            address::bring_up(&tap.name, address)?;
-        }
-        tracing::info!(interface = tap.name, vnet_hdr, "tap opened");
-        Ok(tap)
+        })
     }
 
     /// Something that can be watched, in a tap's place.
     #[cfg(test)]
-    pub(crate) fn for_tests(fd: std::os::fd::OwnedFd) -> Self {
+    pub(crate) fn for_tests(fd: OwnedFd) -> Self {
         Self {
             file: fd.into(),
             name: "tap0".into(),
             vnet_hdr: true,
+            multi_queue: true,
             offloads: Offloads::default(),
         }
     }
@@ -95,6 +192,11 @@ impl Tap {
     /// Whether each frame has a `virtio_net_hdr` in front.
     pub fn has_vnet_header(&self) -> bool {
         self.vnet_hdr
+    }
+
+    /// Whether the interface may have several queues.
+    pub fn is_multi_queue(&self) -> bool {
+        self.multi_queue
     }
 
     /// The offloads that the kernel knows, probed when the tap was opened.
@@ -139,10 +241,38 @@ impl Tap {
             .map_err(failed(&self.name, "TUNSETOFFLOAD"))
     }
 
+    /// Attaches this queue to the interface, which then spreads its frames over it too, or detaches
+    /// it: it gets none any more. Frames can be written to it all the same.
+    ///
+    /// # Errors
+    /// When the kernel refuses it: the interface has one queue only, or it is so already.
+    #[doc(alias = "tap_fd_enable")]
+    #[doc(alias = "tap_fd_disable")]
+    pub fn set_attached(&self, attached: bool) -> Result<(), TapError> {
+        sys::set_queue(self.as_fd(), attached).map_err(failed(&self.name, "TUNSETQUEUE"))
+    }
+
+    /// Limits the bytes of frames that were written and that the host has not dealt with yet; then
+    /// writes say `WouldBlock`. `None` or 0: no limit.
+    ///
+    /// # Errors
+    /// When a limit was asked for, and the kernel refuses it.
+    #[doc(alias = "tap_set_sndbuf")]
+    pub fn set_send_buffer(&self, len: Option<u64>) -> Result<(), TapError> {
+        let limit = match len {
+            None | Some(0) => libc::c_int::MAX,
+            Some(len) => libc::c_int::try_from(len).unwrap_or(libc::c_int::MAX),
+        };
+        match sys::set_send_buffer(self.as_fd(), limit) {
+            Err(source) if len.is_some() => Err(failed(&self.name, "TUNSETSNDBUF")(source)),
+            _ => Ok(()),
+        }
+    }
+
     /// Writes one frame, header and all; returns its length.
     ///
     /// # Errors
-    /// `WouldBlock` when there is no room; EIO while the interface is down; EINVAL for a header that
+    /// `WouldBlock` when there is no room (see [`set_send_buffer`](Self::set_send_buffer)); EIO while the interface is down; EINVAL for a header that
     /// does not fit the frame; EBADFD when the interface is gone.
     pub fn write(&self, frame: &[IoVec]) -> io::Result<usize> {
         sys::write(self.as_fd(), frame)

@@ -5,109 +5,20 @@
     reason = "namespaces and user ids; helpers of tests, outside their functions"
 )]
 
-use std::env;
-use std::io;
-use std::os::unix::process::CommandExt;
-use std::panic;
-use std::path::Path;
-use std::process::Command;
-use std::sync::Arc;
-use std::time::Duration;
+mod common;
 
+use std::sync::Arc;
+
+use common::{DEADLINE, config, exists, in_namespace, ip, open, run_dry};
 use iothread::{AioContext, EventLoop, IoThread};
 use net_client::{DropReason, NetClients, Netdev, Offloads, Port, Received, Recorder};
-use net_tap::{Tap, TapConfig, TapNetdev};
-
-/// Only ends a hung test.
-const DEADLINE: Duration = Duration::from_secs(20);
-/// Set in the process that runs a test inside its namespace.
-const INSIDE: &str = "NET_TAP_TEST_INSIDE";
-
-/// Runs `body` in a process of its own with an empty network namespace; `test` is the caller's name.
-/// Where there cannot be one the test says so and passes, unless CI=true.
-fn in_namespace(test: &str, body: impl FnOnce()) {
-    if env::var_os(INSIDE).is_some() {
-        return body();
-    }
-    let mut command = Command::new(env::current_exe().unwrap());
-    command
-        .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1");
-    // SAFETY: takes nothing and cannot fail.
-    let (uid, gid) = (unsafe { libc::getuid() }, unsafe { libc::getgid() });
-    let maps = [
-        ("/proc/self/setgroups", "deny".to_owned()),
-        ("/proc/self/uid_map", format!("0 {uid} 1")),
-        ("/proc/self/gid_map", format!("0 {gid} 1")),
-    ];
-    let unshare = move || {
-        // SAFETY: takes flags alone; called in a process that has one thread.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0 {
-            return Ok(());
-        }
-        // SAFETY: as above.
-        if unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // Without being root inside, the capabilities would be gone after exec.
-        maps.iter()
-            .try_for_each(|(file, map)| std::fs::write(file, map))
-    };
-    // SAFETY: `unshare` makes system calls and allocates nothing.
-    unsafe { command.pre_exec(unshare) };
-    let missing = match command.output() {
-        _ if !Path::new("/dev/net/tun").exists() => "no /dev/net/tun".to_owned(),
-        Err(error) => format!("no network namespace: {error}"),
-        Ok(output) => {
-            print!("{}", String::from_utf8_lossy(&output.stdout));
-            eprint!("{}", String::from_utf8_lossy(&output.stderr));
-            match output.status.code() {
-                Some(0) => return,
-                Some(NO_TUN) => "/dev/net/tun may not be opened".to_owned(),
-                other => panic!("{test} failed in its namespace: {other:?}"),
-            }
-        }
-    };
-    assert!(env::var("CI").as_deref() != Ok("true"), "{test}: {missing}");
-    println!("{test}: not run: {missing}");
-}
-
-/// The exit status of a test process that may not open `/dev/net/tun`.
-const NO_TUN: i32 = 77;
-
-fn config(ifname: &str) -> TapConfig {
-    TapConfig {
-        ifname: Some(ifname.into()),
-        ..TapConfig::default()
-    }
-}
-
-/// Opens a tap, or ends this process saying that it may not.
-fn open(config: &TapConfig) -> Arc<TapNetdev> {
-    match TapNetdev::open("tap0", config) {
-        Ok(tap) => tap,
-        Err(net_tap::TapError::Open { .. }) => std::process::exit(NO_TUN),
-        Err(error) => panic!("{error}"),
-    }
-}
-
-/// Turns until there is nothing to do, which must come soon.
-fn run_dry(context: &EventLoop) {
-    let mut turns = (0..100).map(|_| context.turn(Some(Duration::ZERO)).unwrap());
-    assert!(turns.any(|calls| calls == 0), "the loop stays busy");
-}
+use net_tap::{Tap, TapConfig};
 
 fn with_address(ifname: &str, address: &str) -> TapConfig {
     TapConfig {
         address: Some(address.parse().unwrap()),
         ..config(ifname)
     }
-}
-
-fn exists(ifname: &str) -> bool {
-    // Unlike /sys, /proc/net follows the namespace of the process that looks.
-    let interfaces = std::fs::read_to_string("/proc/net/dev").unwrap();
-    interfaces.contains(&format!("{ifname}:"))
 }
 
 /// A header of zeros, then an ARP request for 10.0.2.2 from 10.0.2.15.
@@ -225,8 +136,12 @@ fn an_option_string_makes_a_tap_and_netdev_del_removes_it() {
                     "Parameter 'ip' expects",
                 ),
                 (
-                    "tap,id=net1,ifname=vm1,queues=4",
-                    "Parameter 'queues' is not supported",
+                    "tap,id=net1,ifname=vm1,queues=1000",
+                    "(vm1): TUNSETIFF: Argument list too long",
+                ),
+                (
+                    "tap,id=net1,ifname=vm0,queues=2",
+                    "made for one queue and is to have several",
                 ),
             ];
             for (text, words) in table {
@@ -347,8 +262,7 @@ fn an_interface_deleted_under_the_tap_does_not_keep_the_loop_busy() {
             let context = EventLoop::new().unwrap();
             let shared: Arc<dyn AioContext> = context.clone();
             Port::connect(nic.port(), &tap.ports()[0], &shared).unwrap();
-            let deleted = Command::new("ip").args(["link", "del", "vm0"]).status();
-            if !deleted.is_ok_and(|status| status.success()) {
+            if !ip("link del vm0") {
                 println!("not run: no `ip` to delete the interface with");
                 return;
             }
@@ -364,10 +278,7 @@ fn an_interface_deleted_under_the_tap_does_not_keep_the_loop_busy() {
 #[test]
 fn an_interface_made_beforehand_is_used_and_stays() {
     in_namespace("an_interface_made_beforehand_is_used_and_stays", || {
-        let made = Command::new("ip")
-            .args(["tuntap", "add", "dev", "vm0", "mode", "tap"])
-            .status();
-        if !made.is_ok_and(|status| status.success()) {
+        if !ip("tuntap add dev vm0 mode tap") {
             println!("not run: no `ip` to make the interface with");
             return;
         }
