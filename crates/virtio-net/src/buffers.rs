@@ -243,6 +243,18 @@ impl<M: QueueMemory> Chains<M> {
         Some(chain)
     }
 
+    /// Copies what was written from `offset` on, across chains, as far as there is.
+    pub(crate) fn read_back(&self, mut offset: usize, mut buf: &mut [u8]) {
+        for chain in &self.list {
+            let read = chain.read_back(offset, buf);
+            buf = buf.get_mut(read..).unwrap_or_default();
+            if buf.is_empty() {
+                return;
+            }
+            offset = offset.saturating_sub(chain.writable_len());
+        }
+    }
+
     /// Writes `data` from `offset` on, across chains.
     pub(crate) fn write(&self, mut offset: usize, mut data: &[u8]) {
         for chain in &self.list {

@@ -1,6 +1,11 @@
 //! What a NIC is made with, and its configuration space (virtio 1.4, 5.1.4).
 
+use std::str::FromStr;
+
 use virtio::net::{F as NetF, S};
+
+use crate::VirtioNetError;
+use crate::filter::Mac;
 
 /// How a NIC is made. Each field is the property of QEMU's `virtio-net-pci` of the same name, with `_`
 /// for `-`; the defaults are QEMU's.
@@ -12,10 +17,16 @@ pub struct VirtioNetConfig {
     /// The largest MTU that the driver should use, 68 to 65535 bytes, or 0 to say nothing
     /// (`VIRTIO_NET_F_MTU`).
     pub host_mtu: u16,
-    /// Entries of a receive queue: a power of two, 256 to 1024.
+    /// Entries of a receive queue: a power of two, 256 to 32768.
     pub rx_queue_size: u16,
-    /// Entries of a transmit queue: a power of two, 256 to 1024.
+    /// Entries of a transmit queue: a power of two, 256 to 32768.
     pub tx_queue_size: u16,
+    /// The link's speed in Mb/s as the driver is told it, at most 2^31 - 1; `None` for one that is unknown.
+    pub speed: Option<u32>,
+    /// The link's duplex mode as the driver is told it; `None` for one that is unknown.
+    pub duplex: Option<Duplex>,
+    /// All queue pairs of the backend are offered, not the first alone.
+    pub mq: bool,
     /// Frames that are transmitted in one turn, before others on the same context have theirs.
     pub x_txburst: u32,
     /// The driver may leave checksums of frames that it sends to the host.
@@ -28,18 +39,36 @@ pub struct VirtioNetConfig {
     pub host_tso6: bool,
     /// The driver may send large TCP frames with ECN.
     pub host_ecn: bool,
+    /// The driver may send large UDP frames, to be fragmented.
+    pub host_ufo: bool,
+    /// The driver may send large UDP frames, to be segmented.
+    pub host_uso: bool,
     /// The driver takes large TCP over IPv4 frames.
     pub guest_tso4: bool,
     /// The driver takes large TCP over IPv6 frames.
     pub guest_tso6: bool,
     /// The driver takes large TCP frames with ECN.
     pub guest_ecn: bool,
+    /// The driver takes large UDP frames.
+    pub guest_ufo: bool,
+    /// The driver takes large segmented UDP over IPv4 frames.
+    pub guest_uso4: bool,
+    /// The driver takes large segmented UDP over IPv6 frames.
+    pub guest_uso6: bool,
     /// A frame may be spread over several receive buffers.
     pub mrg_rxbuf: bool,
     /// Configuration space has the link's state.
     pub status: bool,
     /// There is a control queue.
     pub ctrl_vq: bool,
+    /// The driver may say which frames it wants, by address.
+    pub ctrl_rx: bool,
+    /// The driver may say which frames it wants, by more modes.
+    pub ctrl_rx_extra: bool,
+    /// The driver may say which VLANs' frames it wants.
+    pub ctrl_vlan: bool,
+    /// The driver may change the NIC's address.
+    pub ctrl_mac_addr: bool,
     /// The driver may change the `guest_*` offloads while it runs.
     pub ctrl_guest_offloads: bool,
     /// Descriptors may refer to indirect tables.
@@ -50,6 +79,27 @@ pub struct VirtioNetConfig {
     pub queue_reset: bool,
 }
 
+/// A link's duplex mode (virtio 1.4, 5.1.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duplex {
+    /// One direction at a time.
+    Half = 0,
+    /// Both directions at once.
+    Full = 1,
+}
+
+impl FromStr for Duplex {
+    type Err = VirtioNetError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "half" => Ok(Self::Half),
+            "full" => Ok(Self::Full),
+            _ => Err(VirtioNetError::Duplex(text.to_owned())),
+        }
+    }
+}
+
 impl Default for VirtioNetConfig {
     fn default() -> Self {
         Self {
@@ -57,18 +107,30 @@ impl Default for VirtioNetConfig {
             host_mtu: 0,
             rx_queue_size: 256,
             tx_queue_size: 256,
+            speed: None,
+            duplex: None,
+            mq: false,
             x_txburst: 256,
             csum: true,
             guest_csum: true,
             host_tso4: true,
             host_tso6: true,
             host_ecn: true,
+            host_ufo: true,
+            host_uso: true,
             guest_tso4: true,
             guest_tso6: true,
             guest_ecn: true,
+            guest_ufo: true,
+            guest_uso4: true,
+            guest_uso6: true,
             mrg_rxbuf: true,
             status: true,
             ctrl_vq: true,
+            ctrl_rx: true,
+            ctrl_rx_extra: true,
+            ctrl_vlan: true,
+            ctrl_mac_addr: true,
             ctrl_guest_offloads: true,
             indirect_desc: true,
             event_idx: true,
@@ -83,10 +145,16 @@ mod field {
     pub(super) const STATUS: usize = 6;
     pub(super) const MAX_VIRTQUEUE_PAIRS: usize = 8;
     pub(super) const MTU: usize = 10;
-    pub(super) const END: usize = 12;
+    pub(super) const SPEED: usize = 12;
+    pub(super) const DUPLEX: usize = 16;
+    pub(super) const END: usize = 17;
 }
 
-/// The configuration space: as long as the offered features need it.
+/// `speed` and `duplex` where they are unknown (virtio 1.4, 5.1.4).
+const UNKNOWN_SPEED: u32 = 0xffff_ffff;
+const UNKNOWN_DUPLEX: u8 = 0xff;
+
+/// The configuration space, but for what changes: as long as the offered features need it.
 #[derive(Clone, Debug)]
 pub(crate) struct ConfigSpace {
     bytes: [u8; field::END],
@@ -96,13 +164,17 @@ pub(crate) struct ConfigSpace {
 impl ConfigSpace {
     pub(crate) fn new(config: &VirtioNetConfig, offered: NetF, pairs: u16) -> Self {
         let mut bytes = [0; field::END];
-        bytes[field::MAC..field::STATUS].copy_from_slice(&config.mac);
         if offered.contains(NetF::MQ) {
             bytes[field::MAX_VIRTQUEUE_PAIRS..field::MTU].copy_from_slice(&pairs.to_le_bytes());
         }
-        bytes[field::MTU..field::END].copy_from_slice(&config.host_mtu.to_le_bytes());
-        let len = if offered.contains(NetF::MTU) {
+        bytes[field::MTU..field::SPEED].copy_from_slice(&config.host_mtu.to_le_bytes());
+        let speed = config.speed.unwrap_or(UNKNOWN_SPEED);
+        bytes[field::SPEED..field::DUPLEX].copy_from_slice(&speed.to_le_bytes());
+        bytes[field::DUPLEX] = config.duplex.map_or(UNKNOWN_DUPLEX, |duplex| duplex as u8);
+        let len = if offered.contains(NetF::SPEED_DUPLEX) {
             field::END
+        } else if offered.contains(NetF::MTU) {
+            field::SPEED
         } else if offered.contains(NetF::MQ) {
             field::MTU
         } else if offered.contains(NetF::STATUS) {
@@ -117,9 +189,10 @@ impl ConfigSpace {
         self.len
     }
 
-    /// Copies what lies at `offset`; beyond the end `data` stays as it is.
-    pub(crate) fn read(&self, link_up: bool, offset: usize, data: &mut [u8]) {
+    /// Copies what lies at `offset` of a NIC that has this address and link; beyond the end `data` stays as it is.
+    pub(crate) fn read(&self, mac: Mac, link_up: bool, offset: usize, data: &mut [u8]) {
         let mut bytes = self.bytes;
+        bytes[field::MAC..field::STATUS].copy_from_slice(&mac);
         let status = if link_up { S::LINK_UP } else { S::empty() };
         bytes[field::STATUS..field::MAX_VIRTQUEUE_PAIRS]
             .copy_from_slice(&status.bits().to_ne().to_le_bytes());
@@ -141,6 +214,7 @@ mod tests {
             (NetF::MAC | NetF::STATUS, 8),
             (NetF::MAC | NetF::STATUS | NetF::MQ, 10),
             (NetF::MAC | NetF::MTU, 12),
+            (NetF::MAC | NetF::SPEED_DUPLEX, 17),
         ];
         for (offered, len) in table {
             let space = ConfigSpace::new(&VirtioNetConfig::default(), offered, 1);
@@ -148,26 +222,52 @@ mod tests {
         }
     }
 
+    const MAC: Mac = [0x52, 0x54, 0x00, 0x12, 0x34, 0x99];
+
     #[test]
     fn fields_read_at_every_offset_and_width() {
         let config = VirtioNetConfig {
             host_mtu: 0x1234,
+            speed: Some(0x0123_4567),
+            duplex: Some(Duplex::Full),
             ..Default::default()
         };
-        let space = ConfigSpace::new(&config, NetF::MAC | NetF::STATUS | NetF::MTU, 1);
+        let offered = NetF::MAC | NetF::STATUS | NetF::MTU | NetF::MQ | NetF::SPEED_DUPLEX;
+        let space = ConfigSpace::new(&config, offered, 0x0102);
         let whole = [
-            0x52, 0x54, 0x00, 0x12, 0x34, 0x56, 1, 0, 0, 0, 0x34, 0x12, 0xa5, 0xa5,
+            0x52, 0x54, 0x00, 0x12, 0x34, 0x99, 1, 0, 2, 1, 0x34, 0x12, 0x67, 0x45, 0x23, 1, 1,
+            0xa5, 0xa5,
         ];
         for offset in 0..whole.len() {
             for len in 0..=whole.len() - offset {
                 let mut data = vec![0xa5; len];
-                space.read(true, offset, &mut data);
+                space.read(MAC, true, offset, &mut data);
                 assert_eq!(data, whole[offset..offset + len], "{offset}+{len}");
             }
         }
         let mut far = [0xa5];
-        space.read(true, usize::MAX, &mut far);
+        space.read(MAC, true, usize::MAX, &mut far);
         assert_eq!(far, [0xa5]);
+    }
+
+    #[test]
+    fn speed_and_duplex_say_so_where_they_are_unknown() {
+        let table = [
+            (None, Some(Duplex::Half), [0xff, 0xff, 0xff, 0xff, 0]),
+            (Some(10_000), None, [0x10, 0x27, 0, 0, 0xff]),
+            (Some(0), Some(Duplex::Full), [0, 0, 0, 0, 1]),
+        ];
+        for (speed, duplex, expected) in table {
+            let config = VirtioNetConfig {
+                speed,
+                duplex,
+                ..Default::default()
+            };
+            let space = ConfigSpace::new(&config, NetF::SPEED_DUPLEX, 1);
+            let mut data = [0xa5; 5];
+            space.read(MAC, true, 12, &mut data);
+            assert_eq!(data, expected, "{speed:?}, {duplex:?}");
+        }
     }
 
     #[test]
@@ -175,7 +275,7 @@ mod tests {
         let space = ConfigSpace::new(&VirtioNetConfig::default(), NetF::STATUS, 1);
         for (up, expected) in [(true, [1, 0]), (false, [0, 0])] {
             let mut data = [0xa5; 2];
-            space.read(up, 6, &mut data);
+            space.read(MAC, up, 6, &mut data);
             assert_eq!(data, expected, "{up}");
         }
     }

@@ -1,27 +1,26 @@
 //! The control queue (virtio 1.4, 5.1.6.5).
 
+mod command;
+mod data;
+
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, Weak};
 
 use iothread::{AioContext, FdHandler, Readiness};
-use virtio::net::{Ctrl as Class, F as NetF, ctrl};
+use virtio::net::F as NetF;
 use virtio_bus::ActiveQueue;
 use virtqueue::{Chain, QueueError, QueueMemory, VirtQueue};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::features::{guest_offload_features, guest_offloads};
+use self::command::Commands;
 use crate::kick::{Watch, again, clear};
-use crate::pair::{Pair, Shared, lock};
+use crate::pair::Pair;
+use crate::shared::{Shared, lock};
 use crate::statistics::CtrlStatistics;
 
 /// Commands done in one turn.
 const BURST: usize = 64;
-/// Class and command.
-const HEADER: usize = 2;
-/// The longest data of a command that is known.
-const MAX_DATA: usize = 8;
-
 /// `VIRTIO_NET_OK` (virtio 1.4, 5.1.6.5)
 const OK: u8 = 0;
 /// `VIRTIO_NET_ERR`
@@ -29,7 +28,8 @@ const ERR: u8 = 1;
 
 /// The control queue. Works on the first pair's context.
 ///
-/// Its lock is held while backends are set up, which take no lock of the device.
+/// Its lock is held while backends are set up, which take no lock of the device, and while pairs are taken
+/// into use, which takes those of their queues.
 pub(crate) struct Ctrl<M: QueueMemory> {
     me: Weak<Self>,
     shared: Arc<Shared>,
@@ -125,7 +125,7 @@ impl<M: QueueMemory> Ctrl<M> {
         let Some(active) = active.as_mut().filter(|active| active.running) else {
             return;
         };
-        let result = active.turn(&self.pairs, statistics);
+        let result = active.turn(&self.shared, &self.pairs, statistics);
         active.finish();
         let broken = match result {
             Ok(()) | Err(QueueError::Broken) => None,
@@ -146,6 +146,7 @@ impl<M: QueueMemory> Ctrl<M> {
 impl<M: QueueMemory> ActiveCtrl<M> {
     fn turn(
         &mut self,
+        shared: &Shared,
         pairs: &[Arc<Pair<M>>],
         statistics: &mut CtrlStatistics,
     ) -> Result<(), QueueError> {
@@ -159,7 +160,7 @@ impl<M: QueueMemory> ActiveCtrl<M> {
                 self.queue.disable_notifications();
                 continue;
             }
-            let answer = self.command(pairs);
+            let answer = self.command(shared, pairs);
             let written = self.chain.write(0, &[answer]);
             match (written, answer) {
                 (0, _) => statistics.unanswered += 1,
@@ -175,47 +176,20 @@ impl<M: QueueMemory> ActiveCtrl<M> {
         Ok(())
     }
 
-    /// Does the command in `chain` and says how it went. The command is copied first, from however many
-    /// descriptors it lies in. One that has no room for the answer is not done.
-    #[doc(alias = "virtio_net_handle_ctrl_iov")]
-    fn command(&self, pairs: &[Arc<Pair<M>>]) -> u8 {
-        let mut bytes = [0; HEADER + MAX_DATA];
-        let len = self.chain.read(0, &mut bytes);
-        let whole = len == self.chain.readable_len();
-        let (Some([class, command, data @ ..]), true, true) =
-            (bytes.get(..len), whole, self.chain.writable_len() > 0)
-        else {
+    /// Does the command in `chain` and says how it went. One that has no room for the answer is not done.
+    fn command(&self, shared: &Shared, pairs: &[Arc<Pair<M>>]) -> u8 {
+        if self.chain.writable_len() == 0 {
             return ERR;
-        };
-        let done = match Class::try_from(*class) {
-            Ok(Class::GuestOffloads) => self.guest_offloads(*command, data, pairs),
-            _ => false,
-        };
-        if done { OK } else { ERR }
-    }
-
-    /// `VIRTIO_NET_CTRL_GUEST_OFFLOADS` (virtio 1.4, 5.1.6.5.6)
-    #[doc(alias = "virtio_net_handle_offloads")]
-    fn guest_offloads(&self, command: u8, data: &[u8], pairs: &[Arc<Pair<M>>]) -> bool {
-        let Ok(bytes) = <[u8; 8]>::try_from(data) else {
-            return false;
-        };
-        if command != u8::from(ctrl::GuestOffloads::Set)
-            || !self.features.contains(NetF::CTRL_GUEST_OFFLOADS)
-        {
-            return false;
         }
-        let wanted =
-            NetF::from_bits_retain(virtio::le128::from(u128::from(u64::from_le_bytes(bytes))));
-        if !(self.features & guest_offload_features()).contains(wanted) {
-            return false;
+        let commands = Commands {
+            shared,
+            pairs,
+            features: self.features,
+        };
+        match commands.execute(&self.chain) {
+            Some(()) => OK,
+            None => ERR,
         }
-        let offloads = guest_offloads(wanted);
-        pairs.iter().all(|pair| {
-            pair.set_offloads(offloads)
-                .inspect_err(|error| tracing::debug!(%error, ?offloads, "backend refuses offloads"))
-                .is_ok()
-        })
     }
 
     fn finish(&mut self) {

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, Weak};
 
 use iothread::AioContext;
-use net_client::{ConnectError, Offloads, Port};
+use net_client::{Offloads, Port};
 use virtio::net::F as NetF;
 use virtio::{F, FeatureBits, Id};
 use virtio_bus::{
@@ -16,46 +16,16 @@ use virtqueue::{QueueIndex, QueueMemory, VirtQueue};
 use crate::VirtioNetConfig;
 use crate::config::ConfigSpace;
 use crate::ctrl::Ctrl;
+use crate::error::{VirtioNetError, check};
 use crate::features::{guest_offloads, offered};
-use crate::pair::{Pair, Shared, lock};
+use crate::filter::{Filter, Mac};
+use crate::pair::{Pair, set_queue_pairs};
+use crate::role::{Role, role};
+use crate::shared::{Shared, lock};
 use crate::statistics::{CtrlStatistics, RxStatistics, TxStatistics};
 
 /// Entries of the control queue, as QEMU has it.
 const CTRL_QUEUE_SIZE: u16 = 64;
-/// Queue sizes that QEMU takes.
-const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 256..=1024;
-/// The smallest MTU that may be offered (virtio 1.4, 5.1.4.1).
-const MIN_MTU: u16 = 68;
-
-/// Why a NIC was not made.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum VirtioNetError {
-    /// `rx_queue_size` is out of range.
-    #[error("Invalid rx_queue_size (= {0}), must be a power of 2 between 256 and 1024.")]
-    RxQueueSize(u16),
-    /// `tx_queue_size` is out of range.
-    #[error("Invalid tx_queue_size (= {0}), must be a power of 2 between 256 and 1024")]
-    TxQueueSize(u16),
-    /// `host_mtu` is too small.
-    #[error("Invalid host_mtu (= {0}), must be 0 or between 68 and 65535")]
-    HostMtu(u16),
-    /// The backend has more queues than are supported.
-    #[error("{0} queue pairs are not supported, only 1")]
-    QueuePairs(usize),
-    /// There are fewer contexts than queue pairs.
-    #[error("{contexts} contexts for {pairs} queue pairs")]
-    Contexts {
-        /// Contexts given.
-        contexts: usize,
-        /// Queue pairs.
-        pairs: usize,
-    },
-    /// The backend could not become the NIC's peer.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-}
-
 /// A virtio network card.
 ///
 /// Owns its queue pairs and their ports; the transport, the peers and the contexts know it, or parts of it,
@@ -64,6 +34,8 @@ pub enum VirtioNetError {
 pub struct VirtioNet<M: QueueMemory> {
     offered: F,
     config_space: ConfigSpace,
+    /// What the NIC's address is at reset.
+    mac: Mac,
     queue_sizes: Vec<u16>,
     shared: Arc<Shared>,
     pairs: Vec<Arc<Pair<M>>>,
@@ -81,18 +53,12 @@ struct State<M> {
     paused: bool,
 }
 
-/// What one of the device's queues is for (virtio 1.4, 5.1.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    Rx(usize),
-    Tx(usize),
-    Ctrl,
-}
-
 impl<M: QueueMemory> VirtioNet<M> {
-    /// Makes a NIC that is the peer of `ports`, the backend's, one for each queue pair; with no port it
-    /// has one pair, whose frames go nowhere. Pair `i` and its peer work on `contexts[i]`, the control
-    /// queue on the first.
+    /// Makes a NIC that is the peer of `ports`, the backend's, one for each queue pair, 256 at most; with
+    /// no port it has one pair, whose frames go nowhere. Of several pairs the driver uses only the first, unless
+    /// `config.mq` is on and it asks for more.
+    ///
+    /// Pair `i` and its peer work on `contexts[i]`, or all on the only one; the control queue on the first.
     ///
     /// # Errors
     /// When a value of `config` is out of range, or a port cannot become a peer; nothing is connected then.
@@ -102,37 +68,29 @@ impl<M: QueueMemory> VirtioNet<M> {
         ports: Vec<Arc<Port>>,
         contexts: Vec<Arc<dyn AioContext>>,
     ) -> Result<Arc<Self>, VirtioNetError> {
-        check(&config)?;
         let count = ports.len().max(1);
-        if count > 1 {
-            return Err(VirtioNetError::QueuePairs(count));
-        }
-        if contexts.len() < count {
-            return Err(VirtioNetError::Contexts {
-                contexts: contexts.len(),
-                pairs: count,
-            });
-        }
-        let shared = Arc::new(Shared::default());
-        let pairs: Vec<_> = (0..count)
-            .zip(&contexts)
-            .map(|(i, context)| {
-                let name = format!("virtio-net.{i}");
-                Pair::new(name, shared.clone(), config.x_txburst, context.clone())
-            })
-            .collect();
-        // On failure the pairs are dropped, and with them what is connected so far.
-        for ((pair, port), context) in pairs.iter().zip(&ports).zip(&contexts) {
-            Port::connect(pair.port(), port, context)?;
-        }
-        let link_up = pairs.iter().zip(&ports).all(|(_, port)| port.link_is_up());
-        shared.set_link(link_up);
-        let Some(context) = contexts.into_iter().next() else {
+        check(&config, count, contexts.len())?;
+        let Some(first_context) = contexts.first() else {
             return Err(VirtioNetError::Contexts {
                 contexts: 0,
                 pairs: count,
             });
         };
+        let shared = Arc::new(Shared::new(config.mac));
+        let pairs: Vec<_> = (0..count)
+            .map(|i| {
+                let name = format!("virtio-net.{i}");
+                let context = contexts.get(i).unwrap_or(first_context).clone();
+                Pair::new(name, shared.clone(), config.x_txburst, context, i == 0)
+            })
+            .collect();
+        // On failure the pairs are dropped, and with them what is connected so far.
+        for (i, (pair, port)) in pairs.iter().zip(&ports).enumerate() {
+            let context = contexts.get(i).unwrap_or(first_context);
+            Port::connect(pair.port(), port, context)?;
+        }
+        let link_up = pairs.iter().zip(&ports).all(|(_, port)| port.link_is_up());
+        shared.set_link(link_up);
         // What the least able of the backend's queues can do.
         let backend = pairs
             .iter()
@@ -141,20 +99,19 @@ impl<M: QueueMemory> VirtioNet<M> {
             .flatten();
         let offered = offered(&config, backend);
         let net = NetF::from(offered);
-        let mut queue_sizes: Vec<u16> = pairs
-            .iter()
-            .flat_map(|_| [config.rx_queue_size, config.tx_queue_size])
-            .collect();
+        let usable = if net.contains(NetF::MQ) { count } else { 1 };
+        let mut queue_sizes = [config.rx_queue_size, config.tx_queue_size].repeat(usable);
         if net.contains(NetF::CTRL_VQ) {
             queue_sizes.push(CTRL_QUEUE_SIZE);
         }
-        // At most 2^15 pairs by what came before.
-        let count = u16::try_from(count).unwrap_or(u16::MAX);
+        // At most 256 pairs by what came before.
+        let max_pairs = u16::try_from(usable).unwrap_or(u16::MAX);
         Ok(Arc::new(Self {
             offered,
-            config_space: ConfigSpace::new(&config, net, count),
+            config_space: ConfigSpace::new(&config, net, max_pairs),
+            mac: config.mac,
             queue_sizes,
-            ctrl: Ctrl::new(shared.clone(), pairs.clone(), context),
+            ctrl: Ctrl::new(shared.clone(), pairs.clone(), first_context.clone()),
             shared,
             pairs,
             state: Mutex::new(State {
@@ -234,6 +191,20 @@ impl<M: QueueMemory> VirtioNet<M> {
         queues
     }
 
+    /// The filters are those of a driver that has said nothing yet.
+    fn forget_filters(&self, vlans: bool) {
+        let filter = Filter::new(self.mac, vlans);
+        self.shared.filter.change(|old| *old = filter);
+    }
+
+    /// Only the first pair is in use, as before a driver asks for more.
+    fn use_first_pair(&self) {
+        if let Err(error) = set_queue_pairs(&self.pairs, 1) {
+            // The first pair is in use all the time: nothing is asked for that can be refused.
+            tracing::debug!(%error, "backend keeps queues");
+        }
+    }
+
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         self.pairs
             .iter()
@@ -267,8 +238,9 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let mac = self.shared.filter.now().mac;
         self.config_space
-            .read(self.shared.link_is_up(), offset, data);
+            .read(mac, self.shared.link_is_up(), offset, data);
     }
 
     fn negotiate(&self, features: F) -> Result<(), FeaturesRefused> {
@@ -290,6 +262,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         }
         self.set_offloads(guest_offloads(net))
             .map_err(|_| refuse("the backend refuses the offloads"))?;
+        self.forget_filters(net.contains(NetF::CTRL_VLAN));
         state.features = features;
         Ok(())
     }
@@ -379,6 +352,8 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         } = &mut *state;
         *features = F::empty();
         *memory = None;
+        self.forget_filters(false);
+        self.use_first_pair();
         // A driver that comes next has negotiated nothing yet. That the backend refuses to do less for
         // it is of no consequence: it is told again at negotiation.
         if let Err(error) = self.set_offloads(Offloads::default()) {
@@ -410,6 +385,7 @@ impl<M: QueueMemory> Drop for VirtioNet<M> {
     fn drop(&mut self) {
         // Buffers on loan to a peer come back before their queues go; then the links end.
         drop(self.stop_all());
+        self.use_first_pair();
         for pair in &self.pairs {
             pair.port().disconnect();
         }
@@ -425,20 +401,6 @@ impl<M: QueueMemory> fmt::Debug for VirtioNet<M> {
     }
 }
 
-fn check(config: &VirtioNetConfig) -> Result<(), VirtioNetError> {
-    let good = |size: u16| QUEUE_SIZES.contains(&size) && size.is_power_of_two();
-    if !good(config.rx_queue_size) {
-        return Err(VirtioNetError::RxQueueSize(config.rx_queue_size));
-    }
-    if !good(config.tx_queue_size) {
-        return Err(VirtioNetError::TxQueueSize(config.tx_queue_size));
-    }
-    if (1..MIN_MTU).contains(&config.host_mtu) {
-        return Err(VirtioNetError::HostMtu(config.host_mtu));
-    }
-    Ok(())
-}
-
 /// What both can do.
 fn both(a: Offloads, b: Offloads) -> Offloads {
     Offloads {
@@ -449,62 +411,5 @@ fn both(a: Offloads, b: Offloads) -> Offloads {
         ufo: a.ufo && b.ufo,
         uso4: a.uso4 && b.uso4,
         uso6: a.uso6 && b.uso6,
-    }
-}
-
-/// What queue `index` of a device with `pairs` queue pairs is for: receive and transmit queues by turns, then
-/// the control queue. Without `VIRTIO_NET_F_MQ` only the first pair is in use, so the control queue is
-/// the third (virtio 1.4, 5.1.2).
-fn role(index: QueueIndex, features: NetF, pairs: usize) -> Option<Role> {
-    let pairs = if features.contains(NetF::MQ) {
-        pairs
-    } else {
-        1
-    };
-    let index = usize::from(index.0);
-    if index < 2 * pairs {
-        let pair = index / 2;
-        Some(if index.is_multiple_of(2) {
-            Role::Rx(pair)
-        } else {
-            Role::Tx(pair)
-        })
-    } else if index == 2 * pairs && features.contains(NetF::CTRL_VQ) {
-        Some(Role::Ctrl)
-    } else {
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_control_queue_comes_after_the_pairs_that_are_in_use() {
-        let mq = NetF::MQ | NetF::CTRL_VQ;
-        let table = [
-            (0, NetF::empty(), 1, Some(Role::Rx(0))),
-            (1, NetF::empty(), 1, Some(Role::Tx(0))),
-            (2, NetF::empty(), 1, None),
-            (2, NetF::CTRL_VQ, 1, Some(Role::Ctrl)),
-            (3, NetF::CTRL_VQ, 1, None),
-            (2, NetF::CTRL_VQ, 4, Some(Role::Ctrl)),
-            (3, NetF::CTRL_VQ, 4, None),
-            (8, NetF::CTRL_VQ, 4, None),
-            (2, mq, 4, Some(Role::Rx(1))),
-            (7, mq, 4, Some(Role::Tx(3))),
-            (8, mq, 4, Some(Role::Ctrl)),
-            (9, mq, 4, None),
-            (8, NetF::MQ, 4, None),
-            (u16::MAX, mq, 4, None),
-        ];
-        for (index, features, pairs, expected) in table {
-            assert_eq!(
-                role(QueueIndex(index), features, pairs),
-                expected,
-                "queue {index} of {pairs} pairs with {features:?}"
-            );
-        }
     }
 }

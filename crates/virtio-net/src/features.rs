@@ -6,9 +6,9 @@ use virtio::net::F as NetF;
 
 use crate::VirtioNetConfig;
 
-/// Each offload with the feature that lets the driver send such frames, and the one that lets it
-/// receive them. The second's bit is also the offload's in `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET`
-/// (virtio 1.4, 5.1.6.5.6).
+/// An offload with the feature that lets the driver send such frames, and the one that lets it receive
+/// them. The second's bit is also the offload's in `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET` (virtio 1.4,
+/// 5.1.6.5.6).
 struct Offload {
     host: NetF,
     guest: NetF,
@@ -16,7 +16,7 @@ struct Offload {
     set: fn(&mut Offloads),
 }
 
-const OFFLOADS: [Offload; 4] = [
+const OFFLOADS: [Offload; 7] = [
     Offload {
         host: NetF::CSUM,
         guest: NetF::GUEST_CSUM,
@@ -41,18 +41,46 @@ const OFFLOADS: [Offload; 4] = [
         get: |o| o.ecn,
         set: |o| o.ecn = true,
     },
+    Offload {
+        host: NetF::HOST_UFO,
+        guest: NetF::GUEST_UFO,
+        get: |o| o.ufo,
+        set: |o| o.ufo = true,
+    },
+    // Sending has one feature for both, which takes a backend that can do both.
+    Offload {
+        host: NetF::HOST_USO,
+        guest: NetF::GUEST_USO4,
+        get: |o| o.uso4,
+        set: |o| o.uso4 = true,
+    },
+    Offload {
+        host: NetF::HOST_USO,
+        guest: NetF::GUEST_USO6,
+        get: |o| o.uso6,
+        set: |o| o.uso6 = true,
+    },
 ];
 
 /// Features that need others (virtio 1.4, 5.1.3.1), as far as they are offered: a feature, and the set of
 /// which it needs one. In an order in which what is needed comes first.
-const REQUIREMENTS: [(NetF, NetF); 8] = [
+const REQUIREMENTS: [(NetF, NetF); 17] = [
     (NetF::HOST_TSO4, NetF::CSUM),
     (NetF::HOST_TSO6, NetF::CSUM),
     (NetF::HOST_ECN, NetF::HOST_TSO4.union(NetF::HOST_TSO6)),
+    (NetF::HOST_UFO, NetF::CSUM),
+    (NetF::HOST_USO, NetF::CSUM),
     (NetF::GUEST_TSO4, NetF::GUEST_CSUM),
     (NetF::GUEST_TSO6, NetF::GUEST_CSUM),
     (NetF::GUEST_ECN, NetF::GUEST_TSO4.union(NetF::GUEST_TSO6)),
+    (NetF::GUEST_UFO, NetF::GUEST_CSUM),
+    (NetF::GUEST_USO4, NetF::GUEST_CSUM),
+    (NetF::GUEST_USO6, NetF::GUEST_CSUM),
     (NetF::CTRL_GUEST_OFFLOADS, NetF::CTRL_VQ),
+    (NetF::CTRL_RX, NetF::CTRL_VQ),
+    (NetF::CTRL_RX_EXTRA, NetF::CTRL_VQ),
+    (NetF::CTRL_VLAN, NetF::CTRL_VQ),
+    (NetF::CTRL_MAC_ADDR, NetF::CTRL_VQ),
     (NetF::MQ, NetF::CTRL_VQ),
 ];
 
@@ -71,7 +99,21 @@ pub(crate) fn offered(config: &VirtioNetConfig, backend: Option<Offloads>) -> F 
         (config.guest_tso4, NetF::GUEST_TSO4),
         (config.guest_tso6, NetF::GUEST_TSO6),
         (config.guest_ecn, NetF::GUEST_ECN),
+        (config.host_ufo, NetF::HOST_UFO),
+        (config.guest_ufo, NetF::GUEST_UFO),
+        (config.host_uso, NetF::HOST_USO),
+        (config.guest_uso4, NetF::GUEST_USO4),
+        (config.guest_uso6, NetF::GUEST_USO6),
         (config.mrg_rxbuf, NetF::MRG_RXBUF),
+        (config.mq, NetF::MQ),
+        (
+            config.speed.is_some() || config.duplex.is_some(),
+            NetF::SPEED_DUPLEX,
+        ),
+        (config.ctrl_rx, NetF::CTRL_RX),
+        (config.ctrl_rx_extra, NetF::CTRL_RX_EXTRA),
+        (config.ctrl_vlan, NetF::CTRL_VLAN),
+        (config.ctrl_mac_addr, NetF::CTRL_MAC_ADDR),
         (config.ctrl_vq, NetF::CTRL_VQ),
         (config.ctrl_guest_offloads, NetF::CTRL_GUEST_OFFLOADS),
         (config.indirect_desc, NetF::INDIRECT_DESC),
@@ -153,6 +195,10 @@ mod tests {
             | NetF::STATUS
             | NetF::MRG_RXBUF
             | NetF::CTRL_VQ
+            | NetF::CTRL_RX
+            | NetF::CTRL_RX_EXTRA
+            | NetF::CTRL_VLAN
+            | NetF::CTRL_MAC_ADDR
             | NetF::INDIRECT_DESC
             | NetF::EVENT_IDX
             | NetF::RING_RESET;
@@ -161,7 +207,7 @@ mod tests {
 
     #[test]
     fn no_feature_is_offered_without_what_it_needs_whatever_is_switched_off() {
-        let switches: [fn(&mut VirtioNetConfig); 10] = [
+        let switches: [fn(&mut VirtioNetConfig); 14] = [
             |c| c.csum = false,
             |c| c.guest_csum = false,
             |c| c.host_tso4 = false,
@@ -170,11 +216,27 @@ mod tests {
             |c| c.guest_tso4 = false,
             |c| c.guest_tso6 = false,
             |c| c.guest_ecn = false,
+            |c| {
+                c.host_ufo = false;
+                c.host_uso = false;
+            },
+            |c| {
+                c.guest_ufo = false;
+                c.guest_uso4 = false;
+            },
+            |c| {
+                c.ctrl_rx = false;
+                c.ctrl_mac_addr = false;
+            },
+            |c| c.ctrl_vlan = false,
             |c| c.ctrl_vq = false,
             |c| c.ctrl_guest_offloads = false,
         ];
         for set in 0..1_u32 << switches.len() {
-            let mut config = VirtioNetConfig::default();
+            let mut config = VirtioNetConfig {
+                mq: true,
+                ..Default::default()
+            };
             for (i, switch) in switches.iter().enumerate() {
                 if set & 1 << i != 0 {
                     switch(&mut config);
@@ -182,6 +244,7 @@ mod tests {
             }
             let features = NetF::from(offered(&config, Some(ALL)));
             assert!(features.requirements_satisfied(), "{config:?}");
+            assert!(features.recommendations_satisfied(), "{config:?}");
         }
     }
 
@@ -199,6 +262,11 @@ mod tests {
                     | NetF::GUEST_TSO4
                     | NetF::GUEST_TSO6
                     | NetF::GUEST_ECN
+                    | NetF::HOST_UFO
+                    | NetF::GUEST_UFO
+                    | NetF::HOST_USO
+                    | NetF::GUEST_USO4
+                    | NetF::GUEST_USO6
                     | NetF::CTRL_GUEST_OFFLOADS,
             ),
             (
@@ -213,11 +281,49 @@ mod tests {
                 Offloads { ecn: false, ..ALL },
                 NetF::HOST_ECN | NetF::GUEST_ECN,
             ),
+            (
+                Offloads { ufo: false, ..ALL },
+                NetF::HOST_UFO | NetF::GUEST_UFO,
+            ),
+            (
+                Offloads { uso4: false, ..ALL },
+                NetF::HOST_USO | NetF::GUEST_USO4,
+            ),
+            (
+                Offloads { uso6: false, ..ALL },
+                NetF::HOST_USO | NetF::GUEST_USO6,
+            ),
         ];
         let all = NetF::from(offered(&VirtioNetConfig::default(), Some(ALL)));
         for (backend, gone) in table {
             let features = NetF::from(offered(&VirtioNetConfig::default(), Some(backend)));
             assert_eq!(all - features, gone, "{backend:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_configured_is_offered_and_nothing_else() {
+        type Change = fn(&mut VirtioNetConfig);
+        let table: [(Change, NetF, bool); 7] = [
+            (|c| c.mq = true, NetF::MQ, true),
+            (|c| c.speed = Some(0), NetF::SPEED_DUPLEX, true),
+            (
+                |c| c.duplex = Some(crate::Duplex::Half),
+                NetF::SPEED_DUPLEX,
+                true,
+            ),
+            (|c| c.ctrl_rx = false, NetF::CTRL_RX, false),
+            (|c| c.ctrl_rx_extra = false, NetF::CTRL_RX_EXTRA, false),
+            (|c| c.ctrl_vlan = false, NetF::CTRL_VLAN, false),
+            (|c| c.ctrl_mac_addr = false, NetF::CTRL_MAC_ADDR, false),
+        ];
+        let default = NetF::from(offered(&VirtioNetConfig::default(), Some(ALL)));
+        for (change, feature, on) in table {
+            let mut config = VirtioNetConfig::default();
+            change(&mut config);
+            let features = NetF::from(offered(&config, Some(ALL)));
+            assert_eq!(features ^ default, feature, "{config:?}");
+            assert_eq!(features.contains(feature), on, "{config:?}");
         }
     }
 

@@ -40,38 +40,54 @@
 //! | `config` | [`VirtioNetConfig`], and the configuration space |
 //! | `features` | what is offered, of what is configured and the backend can |
 //! | `device` | [`VirtioNet`]: life cycle and the queues' coming and going |
+//! | `error` | why one is not made |
+//! | `role` | which queue is which |
+//! | `shared` | what the parts share beside their queues |
 //! | `pair` | one receive and one transmit queue with their port: the net client |
 //! | `tx`, `rx` | the two directions |
 //! | `buffers` | the buffers that the driver has made available for reception |
-//! | `ctrl` | the control queue |
+//! | `ctrl` | the control queue and its commands |
+//! | `filter` | which received frames the driver wants |
 //! | `header` | the header in front of each frame |
 //! | `lend` | guest memory and buffers of our own, as lent to the peer |
 //! | `kick` | watching a queue's kick |
 //! | `statistics` | what each queue counts |
 //! | [`object`] | the type `virtio-net-device` |
 //!
-//! Locks, in the order in which they may be taken: the transport's, the device's (`device`), then one of
-//! a queue's (`rx`, `tx`, `ctrl`); a transmit queue's may be held while a receive queue's is taken (a
-//! frame that is looped back), never the other way. The data path takes the locks of its queue only.
+//! Which frames the driver wants it says on the control queue: by address, by kind and by VLAN. A frame
+//! that it does not want is dropped where it is looked at first: behind the door, or, read in place,
+//! in buffers that the next frame then goes into.
 //!
-//! Not here yet: packed rings, several queue pairs, filters by MAC and VLAN, announcements, RSS,
-//! UDP offloads, and drivers from before virtio 1.0 on big-endian hosts.
+//! With `mq=on` each port of the backend has a pair of queues, and the driver says how many of them it
+//! uses. The others' frames go nowhere, and their ports rest.
+//!
+//! Locks, in the order in which they may be taken: the transport's, the device's (`device`), the control
+//! queue's (`ctrl`), then one of a queue's (`rx`, `tx`); a transmit queue's may be held while a receive
+//! queue's is taken (a frame that is looped back), never the other way. The data path takes the locks of
+//! its queue only; that of the filters (`filter`), a leaf, when they have changed.
+//!
+//! Not here yet: packed rings, announcements, RSS, and drivers from before virtio 1.0 on big-endian hosts.
 
 mod buffers;
 mod config;
 mod ctrl;
 mod device;
+mod error;
 mod features;
+mod filter;
 mod header;
 mod kick;
 mod lend;
 pub mod object;
 mod pair;
+mod role;
 mod rx;
+mod shared;
 mod statistics;
 mod tx;
 
-pub use config::VirtioNetConfig;
-pub use device::{VirtioNet, VirtioNetError};
+pub use config::{Duplex, VirtioNetConfig};
+pub use device::VirtioNet;
+pub use error::VirtioNetError;
 pub use header::HeaderFault;
 pub use statistics::{CtrlStatistics, RxStatistics, TxStatistics};

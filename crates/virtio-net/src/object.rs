@@ -16,7 +16,7 @@ use virtio_bus::DeviceRef;
 use virtio_bus::object::VIRTIO_DEVICE;
 use virtqueue::QueueMemory;
 
-use crate::{VirtioNet, VirtioNetConfig};
+use crate::{VirtioNet, VirtioNetConfig, VirtioNetError};
 
 /// The type of the model.
 pub const VIRTIO_NET: &str = "virtio-net-device";
@@ -67,43 +67,43 @@ const PROPERTIES: &[PropertyInfo] = &[
         Value::Str(text) if text == "bh" => Ok(()),
         _ => Err("is not supported with any value but 'bh'".to_owned()),
     }),
+    PropertyInfo::i32("speed", -1),
+    PropertyInfo::str("duplex"),
+    PropertyInfo::bool("mq", false).describe("on/off"),
     on("csum"),
     on("guest_csum"),
     on("host_tso4"),
     on("host_tso6"),
     on("host_ecn"),
+    on("host_ufo"),
     on("guest_tso4"),
     on("guest_tso6"),
     on("guest_ecn"),
+    on("guest_ufo"),
     on("mrg_rxbuf"),
     on("status"),
     on("ctrl_vq"),
+    on("ctrl_rx"),
+    on("ctrl_rx_extra"),
+    on("ctrl_vlan"),
+    on("ctrl_mac_addr"),
     on("ctrl_guest_offloads"),
+    // Later than QEMU 7.2.
+    on("host_uso"),
+    on("guest_uso4"),
+    on("guest_uso6"),
 ];
 
 /// QEMU's, refused by name.
 const UNBUILT: &[PropertyInfo] = &[
-    off("ctrl_mac_addr", true),
-    off("ctrl_rx", true),
-    off("ctrl_rx_extra", true),
-    off("ctrl_vlan", true),
     PropertyInfo::bool("failover", false).unbuilt(OFF),
     // The legacy interface's.
     off("gso", true),
     off("guest_announce", true),
     off("guest_rsc_ext", false),
-    off("guest_ufo", true),
     off("hash", false),
-    off("host_ufo", true),
-    off("mq", false),
     off("rss", false),
-    // Later than QEMU 7.2.
-    off("guest_uso4", true),
-    off("guest_uso6", true),
-    off("host_uso", true),
     PropertyInfo::new("bootindex", Kind::I32).unbuilt(Unbuilt::Only(&Value::Int(-1))),
-    PropertyInfo::str("duplex").unbuilt(Unbuilt::NoValue),
-    PropertyInfo::i32("speed", -1).unbuilt(Unbuilt::Only(&Value::Int(-1))),
     PropertyInfo::u32("rsc_interval", 300_000).unbuilt(Unbuilt::Only(&Value::Int(300_000))),
     PropertyInfo::u32("x-txtimer", 150_000).unbuilt(Unbuilt::Only(&Value::Int(150_000))),
     // There is no backend with an MTU of its own to bypass.
@@ -122,8 +122,7 @@ where
 {
     fn realize(&self, device: &Arc<Object>, machine: &Arc<Machine>) -> Result<(), Error> {
         let ports = backend(device, machine)?;
-        let context = machine.service::<dyn AioContext>()?;
-        let contexts = vec![context; ports.len().max(1)];
+        let contexts = vec![machine.service::<dyn AioContext>()?];
         let mac = match device.get::<Option<MacAddr>>("mac")? {
             Some(mac) => mac,
             None => free_address(machine),
@@ -144,24 +143,46 @@ where
     }
 }
 
-fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, PropertyError> {
+fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
+    // QEMU 7.2: -1 is a speed that is unknown.
+    let speed = match device.get::<i32>("speed")? {
+        -1 => None,
+        speed => {
+            let invalid = |_| Error::other(VirtioNetError::Speed(speed.into()));
+            Some(u32::try_from(speed).map_err(invalid)?)
+        }
+    };
+    let duplex = device.get::<Option<String>>("duplex")?;
+    let duplex = duplex.map(|text| text.parse()).transpose();
     Ok(VirtioNetConfig {
         mac: mac.0,
         host_mtu: device.get("host_mtu")?,
         rx_queue_size: device.get("rx_queue_size")?,
         tx_queue_size: device.get("tx_queue_size")?,
+        speed,
+        duplex: duplex.map_err(Error::other)?,
+        mq: device.get("mq")?,
         x_txburst: u32::try_from(device.get::<i32>("x-txburst")?).unwrap_or(1),
         csum: device.get("csum")?,
         guest_csum: device.get("guest_csum")?,
         host_tso4: device.get("host_tso4")?,
         host_tso6: device.get("host_tso6")?,
         host_ecn: device.get("host_ecn")?,
+        host_ufo: device.get("host_ufo")?,
+        host_uso: device.get("host_uso")?,
         guest_tso4: device.get("guest_tso4")?,
         guest_tso6: device.get("guest_tso6")?,
         guest_ecn: device.get("guest_ecn")?,
+        guest_ufo: device.get("guest_ufo")?,
+        guest_uso4: device.get("guest_uso4")?,
+        guest_uso6: device.get("guest_uso6")?,
         mrg_rxbuf: device.get("mrg_rxbuf")?,
         status: device.get("status")?,
         ctrl_vq: device.get("ctrl_vq")?,
+        ctrl_rx: device.get("ctrl_rx")?,
+        ctrl_rx_extra: device.get("ctrl_rx_extra")?,
+        ctrl_vlan: device.get("ctrl_vlan")?,
+        ctrl_mac_addr: device.get("ctrl_mac_addr")?,
         ctrl_guest_offloads: device.get("ctrl_guest_offloads")?,
         indirect_desc: device.get("indirect_desc")?,
         event_idx: device.get("event_idx")?,

@@ -3,20 +3,22 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, TryLockError, Weak};
 
 use iothread::{AioContext, FdHandler, Readiness, TimerHandler};
 use net_client::{
     Drained, Frame, FrameSource, NetClient, Offloads, Port, Received, Token, VnetHeader,
 };
 use virtio::net::F as NetF;
-use virtio_bus::{ActiveQueue, Transport};
-use virtqueue::{QueueError, QueueMemory, VirtQueue};
+use virtio_bus::ActiveQueue;
+use virtqueue::{QueueMemory, VirtQueue};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::features::header_len;
+use crate::filter::FilterView;
 use crate::kick::{Watch, again, clear};
 use crate::rx::{ActiveRx, After, Rx};
+use crate::shared::{Shared, lock};
 use crate::statistics::{RxStatistics, TxStatistics};
 use crate::tx::{ActiveTx, TurnEnd, Tx};
 
@@ -29,44 +31,6 @@ pub(crate) struct Layout {
     pub(crate) host_header_len: usize,
     /// Of the header's fields.
     pub(crate) little_endian: bool,
-}
-
-/// What the parts of one device share, beside their queues.
-#[derive(Debug, Default)]
-pub(crate) struct Shared {
-    /// A leaf lock: the transport is called without it.
-    transport: Mutex<Option<Weak<dyn Transport>>>,
-    link_down: AtomicBool,
-}
-
-impl Shared {
-    pub(crate) fn set_transport(&self, transport: Option<Weak<dyn Transport>>) {
-        *lock(&self.transport) = transport;
-    }
-
-    pub(crate) fn link_is_up(&self) -> bool {
-        !self.link_down.load(Ordering::Acquire)
-    }
-
-    /// A queue is broken: the device cannot go on as a whole. (Its other queues do.)
-    pub(crate) fn needs_reset(&self, queue: &str, error: &QueueError) {
-        tracing::debug!(queue, %error, "queue is broken");
-        if let Some(transport) = self.transport() {
-            transport.needs_reset(&format!("{queue}: {error}"));
-        }
-    }
-
-    pub(crate) fn set_link(&self, up: bool) {
-        if self.link_down.swap(!up, Ordering::AcqRel) == up
-            && let Some(transport) = self.transport()
-        {
-            transport.config_changed();
-        }
-    }
-
-    fn transport(&self) -> Option<Arc<dyn Transport>> {
-        lock(&self.transport).as_ref()?.upgrade()
-    }
 }
 
 /// A queue pair: the net client at the NIC's end of a link.
@@ -86,14 +50,18 @@ pub(crate) struct Pair<M: QueueMemory> {
     tx: Mutex<Tx<M>>,
     /// The peer has said that it has room, perhaps while `tx` was held: by the thread that called it, even.
     tx_room: AtomicBool,
+    /// As the two queues have it.
+    enabled: AtomicBool,
 }
 
 impl<M: QueueMemory> Pair<M> {
+    /// A pair that the driver uses (`enabled`) or does not use yet.
     pub(crate) fn new(
         name: String,
         shared: Arc<Shared>,
         burst: u32,
         context: Arc<dyn AioContext>,
+        enabled: bool,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me: &Weak<Self>| Self {
             me: me.clone(),
@@ -102,10 +70,41 @@ impl<M: QueueMemory> Pair<M> {
             name,
             burst,
             context: Mutex::new(context),
-            rx: Mutex::new(Rx::new()),
-            tx: Mutex::new(Tx::new()),
+            rx: Mutex::new(Rx::new(enabled)),
+            tx: Mutex::new(Tx::new(enabled)),
             tx_room: AtomicBool::new(false),
+            enabled: AtomicBool::new(enabled),
         })
+    }
+
+    /// The driver uses the pair from now on, or uses it no more. When this returns for a pair that it does
+    /// not use, nothing more goes on its receive queue. Called by the control queue and, while that is
+    /// stopped, by the device.
+    ///
+    /// # Errors
+    /// When the backend cannot take part; the pair stays unused.
+    pub(crate) fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        if self.enabled.load(Ordering::Relaxed) == enabled {
+            return Ok(());
+        }
+        // A frame that it gives while one of us is in use and the other is not yet finds no room, and waits.
+        if enabled {
+            self.set_backend_enabled(true)?;
+        } else if let Err(error) = self.set_backend_enabled(false) {
+            // What it has to give finds no room from here on.
+            tracing::debug!(pair = self.name, %error, "backend keeps a queue that is not used");
+        }
+        self.enabled.store(enabled, Ordering::Relaxed);
+        lock(&self.rx).set_enabled(enabled, &self.port);
+        lock(&self.tx).set_enabled(enabled);
+        Ok(())
+    }
+
+    fn set_backend_enabled(&self, enabled: bool) -> io::Result<()> {
+        match self.port.peer().and_then(|peer| peer.client()) {
+            Some(backend) => backend.set_enabled(enabled),
+            None => Ok(()),
+        }
     }
 
     /// Sets the backend up for a driver that has negotiated `features`.
@@ -132,7 +131,9 @@ impl<M: QueueMemory> Pair<M> {
         running: bool,
     ) -> Result<(), (ActiveQueue, io::Error)> {
         let mergeable = features.contains(NetF::MRG_RXBUF);
-        let mut active = ActiveRx::new(loan, queue, self.layout(features), mergeable, running);
+        let filter = FilterView::new(self.shared.filter.clone());
+        let layout = self.layout(features);
+        let mut active = ActiveRx::new(loan, queue, layout, mergeable, filter, running);
         let mut rx = lock(&self.rx);
         match self.watch_rx(&active.loan().kick) {
             Ok(watch) => active.watch = Some(watch),
@@ -372,6 +373,7 @@ impl<M: QueueMemory> fmt::Debug for Pair<M> {
         // Not waiting for locks: this may be called from anywhere.
         f.debug_struct("Pair")
             .field("name", &self.name)
+            .field("enabled", &self.enabled)
             .field("rx", &self.rx.try_lock().ok())
             .field("tx", &self.tx.try_lock().ok())
             .finish_non_exhaustive()
@@ -426,12 +428,32 @@ impl<M: QueueMemory> FdHandler for TxKick<M> {
     }
 }
 
-/// Whether header fields are little-endian: with VERSION_1, or on a guest that is so anyway.
-fn little_endian(features: NetF) -> bool {
-    features.contains(NetF::VERSION_1) || cfg!(target_endian = "little")
+/// Makes the first `count` pairs those that the driver uses (virtio 1.4, 5.1.6.5.5).
+///
+/// # Errors
+/// When a backend cannot take part; the pairs in use are then as they were.
+#[doc(alias = "virtio_net_set_queue_pairs")]
+pub(crate) fn set_queue_pairs<M: QueueMemory>(
+    pairs: &[Arc<Pair<M>>],
+    count: usize,
+) -> io::Result<()> {
+    let (used, unused) = pairs.split_at(count.min(pairs.len()));
+    let before = |pair: &&Arc<Pair<M>>| pair.enabled.load(Ordering::Relaxed);
+    let added: Vec<_> = used.iter().filter(|pair| !before(pair)).collect();
+    for pair in &added {
+        if let Err(error) = pair.set_enabled(true) {
+            for pair in &added {
+                // Always done.
+                let _ = pair.set_enabled(false);
+            }
+            return Err(error);
+        }
+    }
+    unused.iter().try_for_each(|pair| pair.set_enabled(false))
 }
 
-/// A panic elsewhere while the lock was held leaves state that each method can still work on.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Whether header fields, and numbers on the control queue, are little-endian: with VERSION_1, or on a guest
+/// that is so anyway.
+pub(crate) fn little_endian(features: NetF) -> bool {
+    features.contains(NetF::VERSION_1) || cfg!(target_endian = "little")
 }

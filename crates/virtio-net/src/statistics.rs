@@ -15,6 +15,8 @@ pub struct TxStatistics {
     pub batches: u64,
     /// Notifications sent to the driver.
     pub notifications: u64,
+    /// Frames dropped: the driver does not use the queue's pair.
+    pub dropped_disabled: u64,
     /// Completions by the peer of what it did not have.
     pub stray_completions: u64,
     pub(crate) faults: [u64; HeaderFault::ALL.len()],
@@ -53,6 +55,10 @@ pub struct RxStatistics {
     pub dropped_no_buffers: u64,
     /// Frames dropped: shorter than their header, or stopped half way.
     pub dropped_malformed: u64,
+    /// Frames dropped: the driver's filters keep them out.
+    pub dropped_filtered: u64,
+    /// Frames dropped: the driver stopped using the queue's pair while they were being read.
+    pub dropped_disabled: u64,
     /// Chains given back unused: device-readable buffers, or shorter than the header.
     pub bad_chains: u64,
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use net_client::{Frame, IoVec, Port, Received, Token};
+use net_client::{DropReason, Frame, IoVec, Port, Received, Token};
 use virtio::net::F as NetF;
 use virtio_bus::ActiveQueue;
 use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
@@ -16,6 +16,8 @@ use crate::statistics::TxStatistics;
 /// A transmit queue: at work or not, behind its lock.
 pub(crate) struct Tx<M: QueueMemory> {
     pub(crate) active: Option<ActiveTx<M>>,
+    /// The driver uses the queue's pair.
+    enabled: bool,
     pub(crate) statistics: TxStatistics,
 }
 
@@ -59,10 +61,21 @@ pub(crate) enum TurnEnd {
 }
 
 impl<M: QueueMemory> Tx<M> {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(enabled: bool) -> Self {
         Self {
             active: None,
+            enabled,
             statistics: TxStatistics::default(),
+        }
+    }
+
+    /// The driver uses the queue's pair from now on, or uses it no more: then what is in the queue is dropped,
+    /// so that a driver which sends there all the same has its memory back.
+    pub(crate) fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+        if let Some(active) = &mut self.active {
+            active.waiting = false;
+            again(&active.loan().kick);
         }
     }
 
@@ -72,7 +85,7 @@ impl<M: QueueMemory> Tx<M> {
         let Some(active) = self.active.as_mut().filter(|a| a.running && !a.waiting) else {
             return TurnEnd::Idle;
         };
-        let end = active.turn(port, burst, &mut self.statistics);
+        let end = active.turn(port, burst, self.enabled, &mut self.statistics);
         active.finish(port, &mut self.statistics);
         match end {
             Ok(()) => TurnEnd::Idle,
@@ -170,6 +183,7 @@ impl<M: QueueMemory> ActiveTx<M> {
         &mut self,
         port: &Port,
         burst: u32,
+        enabled: bool,
         statistics: &mut TxStatistics,
     ) -> Result<(), QueueError> {
         self.flight.queue.disable_notifications();
@@ -191,6 +205,13 @@ impl<M: QueueMemory> ActiveTx<M> {
             }
             left -= 1;
             let head = self.chain.head();
+            if !enabled {
+                statistics.dropped_disabled += 1;
+                port.count_dropped_sending(DropReason::NotRunning);
+                self.pending = false;
+                self.flight.done(head);
+                continue;
+            }
             let prepared = if self.pending {
                 self.lend_frame()
             } else {
@@ -200,7 +221,7 @@ impl<M: QueueMemory> ActiveTx<M> {
                 Ok(len) => len,
                 Err(fault) => {
                     statistics.faults[fault as usize] += 1;
-                    port.count_dropped_sending(net_client::DropReason::Malformed);
+                    port.count_dropped_sending(DropReason::Malformed);
                     self.pending = false;
                     self.flight.done(head);
                     continue;
@@ -343,6 +364,7 @@ impl<M: QueueMemory> fmt::Debug for Tx<M> {
         f.debug_struct("Tx")
             .field("queue", &self.active.as_ref().map(|a| &a.flight.queue))
             .field("in_flight", &self.in_flight())
+            .field("enabled", &self.enabled)
             .field("statistics", &self.statistics)
             .finish_non_exhaustive()
     }

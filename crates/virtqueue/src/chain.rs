@@ -102,6 +102,13 @@ impl<M: QueueMemory> Chain<M> {
         done
     }
 
+    /// Copies from the writable segments, beginning `offset` bytes in: what was just written there, by
+    /// whomever. Returns how many bytes there were. The guest may have changed them meanwhile, so only
+    /// what concerns nobody but the guest may hang on them.
+    pub fn read_back(&self, offset: usize, buf: &mut [u8]) -> usize {
+        copy_out(&self.writable, offset, buf)
+    }
+
     /// Marks the first `len` writable bytes dirty: they were written through
     /// [`Segment::ptr`], by this process or by the kernel.
     pub fn mark_written(&self, len: usize) {
@@ -117,15 +124,7 @@ impl<M: QueueMemory> Chain<M> {
     /// were. What was copied is the device's own; reading it again may yield something else.
     #[doc(alias = "iov_to_buf")]
     pub fn read(&self, offset: usize, buf: &mut [u8]) -> usize {
-        let mut done = 0;
-        each_run(&self.readable, offset, buf.len(), |segment, at, len| {
-            let from = segment.ptr.wrapping_add(at);
-            let to = buf.as_mut_ptr().wrapping_add(done);
-            // SAFETY: as in `write`, the other way round.
-            unsafe { ptr::copy_nonoverlapping(from, to, len) };
-            done += len;
-        });
-        done
+        copy_out(&self.readable, offset, buf)
     }
 
     /// The first of its descriptors: what names the chain on the used ring.
@@ -252,6 +251,22 @@ impl<M: QueueMemory> fmt::Debug for Chain<M> {
             .field("writable", &self.writable)
             .finish_non_exhaustive()
     }
+}
+
+/// Copies from segments of a chain that is held, beginning `offset` bytes in; returns how many bytes there
+/// were.
+fn copy_out(segments: &[Segment], offset: usize, buf: &mut [u8]) -> usize {
+    let mut done = 0;
+    each_run(segments, offset, buf.len(), |segment, at, len| {
+        let from = segment.ptr.wrapping_add(at);
+        let to = buf.as_mut_ptr().wrapping_add(done);
+        // SAFETY: the segment's `at + len` bytes are mapped while its chain is held; `buf` has
+        // `done + len` bytes by the bound given to `each_run`. A slice of this process does not overlap
+        // guest memory, of which no reference is ever made.
+        unsafe { ptr::copy_nonoverlapping(from, to, len) };
+        done += len;
+    });
+    done
 }
 
 /// Calls `run` for each stretch of bytes `offset .. offset + len` of `segments`: the segment, the

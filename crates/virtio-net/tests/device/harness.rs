@@ -27,6 +27,14 @@ pub(crate) const CTRL: usize = 2;
 /// Memory that no ring is in.
 pub(crate) const DATA: u64 = 0x10_0000;
 pub(crate) const HEADER: usize = 12;
+/// Where commands are, and where their answers go.
+pub(crate) const COMMAND: u64 = 0x7e_0000;
+pub(crate) const ANSWER: u64 = 0x7f_0000;
+/// `VIRTIO_NET_OK` and `VIRTIO_NET_ERR`.
+pub(crate) const OK: u8 = 0;
+pub(crate) const ERR: u8 = 1;
+/// What an answer byte is before the device writes it.
+const UNTOUCHED: u8 = 0xa5;
 /// `struct virtio_net_hdr` of a plain frame.
 pub(crate) const PLAIN: [u8; HEADER] = [0; HEADER];
 
@@ -150,6 +158,9 @@ pub(crate) struct PeerState {
     pub(crate) refuses_offloads: bool,
     pub(crate) header_len: Option<usize>,
     pub(crate) offloads: Vec<Offloads>,
+    /// What `set_enabled` was told, in order.
+    pub(crate) enabled: Vec<bool>,
+    pub(crate) refuses_enabling: bool,
 }
 
 impl Peer {
@@ -183,6 +194,8 @@ impl Peer {
                 refuses_offloads: false,
                 header_len: None,
                 offloads: Vec::new(),
+                enabled: Vec::new(),
+                refuses_enabling: false,
             }),
         })
     }
@@ -299,6 +312,15 @@ impl NetClient for Peer {
         Ok(())
     }
 
+    fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        let mut state = self.state();
+        if enabled && state.refuses_enabling {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        state.enabled.push(enabled);
+        Ok(())
+    }
+
     fn vnet_header(&self) -> Option<&dyn VnetHeader> {
         if self.state().header {
             Some(self)
@@ -364,7 +386,10 @@ pub(crate) struct Nic {
     pub(crate) device: Arc<VirtioNet<Memory>>,
     pub(crate) context: Arc<EventLoop>,
     pub(crate) clock: Arc<VirtualClock>,
+    /// The first pair's.
     pub(crate) peer: Arc<Peer>,
+    /// All pairs'.
+    pub(crate) peers: Vec<Arc<Peer>>,
     pub(crate) reports: Arc<Reports>,
     pub(crate) drivers: Vec<SplitDriver<Memory>>,
     pub(crate) kicks: Vec<Arc<EventFd>>,
@@ -396,36 +421,44 @@ impl Nic {
         prepare: &dyn Fn(&mut PeerState),
         wanted: NetF,
     ) -> Self {
+        Self::idle_pairs(1, config, prepare, wanted)
+    }
+
+    /// As [`idle_of`](Self::idle_of), with so many queue pairs (7 at most), each with its peer.
+    pub(crate) fn idle_pairs(
+        pairs: usize,
+        config: VirtioNetConfig,
+        prepare: &dyn Fn(&mut PeerState),
+        wanted: NetF,
+    ) -> Self {
         let clock = VirtualClock::new();
         let context = EventLoop::with_clock(clock.clone()).unwrap();
-        let peer = Peer::new();
-        prepare(&mut peer.state());
-        let device =
-            VirtioNet::new(config, vec![peer.port.clone()], vec![context.clone()]).unwrap();
+        let peers: Vec<_> = (0..pairs).map(|_| Peer::new()).collect();
+        for peer in &peers {
+            prepare(&mut peer.state());
+        }
+        let ports = peers.iter().map(|peer| peer.port.clone()).collect();
+        let device = VirtioNet::new(config, ports, vec![context.clone()]).unwrap();
         let reports = Arc::new(Reports::default());
         let weak: Weak<Reports> = Arc::downgrade(&reports);
         device.plugged(weak);
         let features = F::from(NetF::from(device.offered_features()) & wanted);
         let memory: Memory =
             Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x80_0000)]).unwrap());
-        let drivers = (0..)
-            .zip(device.queue_max_sizes())
-            .map(|(i, size)| {
-                SplitDriver::new(memory.clone(), GuestAddress(i * 0x1_0000), size, features)
-            })
-            .collect();
-        let three = || 0..3;
+        let drivers = rings(&memory, &device, features);
+        let queues = || 0..drivers.len();
         Self {
-            drivers,
-            kicks: three()
+            kicks: queues()
                 .map(|_| Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()))
                 .collect(),
-            calls: three().map(|_| Arc::new(Call::default())).collect(),
+            calls: queues().map(|_| Arc::new(Call::default())).collect(),
+            drivers,
             memory,
             device,
             context,
             clock,
-            peer,
+            peer: peers[0].clone(),
+            peers,
             reports,
             features,
             next_data: DATA,
@@ -443,7 +476,7 @@ impl Nic {
     }
 
     pub(crate) fn activate(&self) {
-        self.activate_from(&[QueueState::default(); 3]);
+        self.activate_from(&vec![QueueState::default(); self.drivers.len()]);
     }
 
     pub(crate) fn activate_from(&self, states: &[QueueState]) {
@@ -462,6 +495,14 @@ impl Nic {
             kick.write(1).unwrap();
         }
         self.turn();
+    }
+
+    /// Resets the device and starts it again, with new rings.
+    pub(crate) fn restart(&mut self) {
+        self.device.reset();
+        self.device.negotiate(self.features).unwrap();
+        self.drivers = rings(&self.memory, &self.device, self.features);
+        self.activate();
     }
 
     /// Turns the loop until nothing is left to do.
@@ -488,6 +529,11 @@ impl Nic {
 
     /// Makes a frame available for transmission, in descriptors of the lengths `cuts` and one for the rest.
     pub(crate) fn add_tx(&mut self, bytes: &[u8], cuts: &[usize]) -> u16 {
+        self.add_tx_to(TX, bytes, cuts)
+    }
+
+    /// As [`add_tx`](Self::add_tx), to any transmit queue.
+    pub(crate) fn add_tx_to(&mut self, queue: usize, bytes: &[u8], cuts: &[usize]) -> u16 {
         let at = self.place(bytes.len());
         self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
         let mut buffers = Vec::new();
@@ -502,17 +548,22 @@ impl Nic {
             }
             start += len;
         }
-        self.drivers[TX].add(&buffers)
+        self.drivers[queue].add(&buffers)
     }
 
     /// Makes a buffer available for reception, and returns its head and where it is.
     pub(crate) fn add_rx(&mut self, len: usize) -> (u16, u64) {
+        self.add_rx_to(RX, len)
+    }
+
+    /// As [`add_rx`](Self::add_rx), to any receive queue.
+    pub(crate) fn add_rx_to(&mut self, queue: usize, len: usize) -> (u16, u64) {
         let at = self.place(len);
         self.memory
             .write_slice(&vec![0xa5; len], GuestAddress(at))
             .unwrap();
         let buffer = Buffer::writable(at, u32::try_from(len).unwrap());
-        (self.drivers[RX].add(&[buffer]), at)
+        (self.drivers[queue].add(&[buffer]), at)
     }
 
     /// Prepares a chain, and returns what makes it available: for a hook.
@@ -543,6 +594,38 @@ impl Nic {
         std::iter::from_fn(|| self.drivers[queue].take_used()).collect()
     }
 
+    /// Sends a command to the control queue, the last there is, in descriptors of the lengths `cuts` and one
+    /// for the rest, and returns the answer.
+    pub(crate) fn command_in(&mut self, bytes: &[u8], cuts: &[u32]) -> u8 {
+        let ctrl = self.drivers.len() - 1;
+        self.memory
+            .write_slice(bytes, GuestAddress(COMMAND))
+            .unwrap();
+        self.memory
+            .write_obj(UNTOUCHED, GuestAddress(ANSWER))
+            .unwrap();
+        let mut buffers = Vec::new();
+        let mut start = 0;
+        let end = u32::try_from(bytes.len()).unwrap();
+        for cut in cuts.iter().copied().chain([u32::MAX]) {
+            let len = cut.min(end - start);
+            if len > 0 {
+                buffers.push(Buffer::readable(COMMAND + u64::from(start), len));
+            }
+            start += len;
+        }
+        buffers.push(Buffer::writable(ANSWER, 1));
+        let head = self.drivers[ctrl].add(&buffers);
+        self.kick(ctrl);
+        assert_eq!(self.used(ctrl), [(u32::from(head), 1)], "{bytes:x?}");
+        self.bytes(ANSWER, 1)[0]
+    }
+
+    /// Sends a command as Linux does, and returns the answer.
+    pub(crate) fn command(&mut self, bytes: &[u8]) -> u8 {
+        self.command_in(bytes, &[2])
+    }
+
     pub(crate) fn resets(&self) -> Vec<String> {
         self.reports.resets.lock().unwrap().clone()
     }
@@ -553,4 +636,13 @@ pub(crate) fn frame(header: [u8; HEADER], len: usize, seed: u8) -> Vec<u8> {
     let mut frame = header.to_vec();
     frame.extend((0..len).map(|i| u8::try_from(i % 251).unwrap() ^ seed));
     frame
+}
+
+fn rings(memory: &Memory, device: &VirtioNet<Memory>, features: F) -> Vec<SplitDriver<Memory>> {
+    let sizes = (0..).zip(device.queue_max_sizes());
+    sizes
+        .map(|(i, size)| {
+            SplitDriver::new(memory.clone(), GuestAddress(i * 0x1_0000), size, features)
+        })
+        .collect()
 }

@@ -42,7 +42,7 @@ fn what_cannot_be_is_refused_at_creation_and_leaves_the_backend_free() {
         VirtioNet::<Memory>::new(config, ports, contexts).map(drop)
     };
     let one = || vec![peer.port.clone()];
-    for size in [0, 64, 255, 300, 2048] {
+    for size in [0, 64, 128, 255, 300, 3000, 32767, 65535] {
         let rx = VirtioNetConfig {
             rx_queue_size: size,
             ..good()
@@ -70,11 +70,38 @@ fn what_cannot_be_is_refused_at_creation_and_leaves_the_backend_free() {
         make(good(), one(), vec![]),
         Err(VirtioNetError::Contexts { .. })
     ));
-    let two = vec![peer.port.clone(), Peer::new().port.clone()];
+    let speed = VirtioNetConfig {
+        speed: Some(0x8000_0000),
+        ..good()
+    };
     assert!(matches!(
-        make(good(), two, vec![context.clone(), context.clone()]),
-        Err(VirtioNetError::QueuePairs(2))
+        make(speed, one(), vec![context.clone()]),
+        Err(VirtioNetError::Speed(0x8000_0000))
     ));
+    let ports = |count: usize| {
+        let others = (1..count).map(|_| Peer::new().port.clone());
+        [peer.port.clone()].into_iter().chain(others).collect()
+    };
+    assert!(matches!(
+        make(good(), ports(257), vec![context.clone()]),
+        Err(VirtioNetError::QueuePairs(257))
+    ));
+    assert!(matches!(
+        make(good(), ports(3), vec![context.clone(), context.clone()]),
+        Err(VirtioNetError::Contexts {
+            contexts: 2,
+            pairs: 3
+        })
+    ));
+    // A pair that cannot be connected leaves those before it free.
+    let taken = Peer::new();
+    let other = VirtioNet::<Memory>::new(good(), vec![taken.port.clone()], vec![context.clone()]);
+    let two = vec![peer.port.clone(), taken.port.clone()];
+    assert!(matches!(
+        make(good(), two, vec![context.clone()]),
+        Err(VirtioNetError::Connect(_))
+    ));
+    drop(other);
     assert!(peer.port.peer().is_none());
     let nic = VirtioNet::<Memory>::new(good(), one(), vec![context.clone()]).unwrap();
     assert!(matches!(

@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 
 mod ctrl;
+mod filter;
 mod harness;
 mod life;
+mod pairs;
 mod rx;
 mod tx;

@@ -1,0 +1,164 @@
+//! The commands of the control queue (virtio 1.4, 5.1.6.5).
+
+use std::sync::Arc;
+
+use virtio::net::{Ctrl as Class, F as NetF, ctrl};
+use virtqueue::{Chain, QueueMemory};
+
+use super::data::Data;
+use crate::features::{guest_offload_features, guest_offloads};
+use crate::filter::MAC_TABLE_ENTRIES;
+use crate::pair::{Pair, little_endian, set_queue_pairs};
+use crate::shared::Shared;
+
+/// What commands work on.
+pub(super) struct Commands<'a, M: QueueMemory> {
+    pub(super) shared: &'a Shared,
+    pub(super) pairs: &'a [Arc<Pair<M>>],
+    /// What was negotiated.
+    pub(super) features: NetF,
+}
+
+impl<M: QueueMemory> Commands<'_, M> {
+    /// Does the command in `chain`, if all is right with it; `None` if not, and nothing has changed then.
+    #[doc(alias = "virtio_net_handle_ctrl_iov")]
+    pub(super) fn execute(&self, chain: &Chain<M>) -> Option<()> {
+        let mut data = Data::new(chain);
+        let [class, command] = data.take()?;
+        match Class::try_from(class).ok()? {
+            Class::Rx => self.rx(ctrl::Rx::try_from(command).ok()?, data),
+            Class::Mac => self.mac(ctrl::Mac::try_from(command).ok()?, data),
+            Class::Vlan => self.vlan(ctrl::Vlan::try_from(command).ok()?, data),
+            Class::Mq => self.mq(ctrl::Mq::try_from(command).ok()?, data),
+            Class::GuestOffloads => {
+                self.guest_offloads(ctrl::GuestOffloads::try_from(command).ok()?, data)
+            }
+            _ => None,
+        }
+    }
+
+    /// `VIRTIO_NET_CTRL_RX` (virtio 1.4, 5.1.6.5.1). QEMU 7.2: whatever is not 0 switches on.
+    #[doc(alias = "virtio_net_handle_rx_mode")]
+    fn rx(&self, command: ctrl::Rx, mut data: Data<'_, M>) -> Option<()> {
+        use ctrl::Rx::{Allmulti, Promisc};
+        self.negotiated(match command {
+            Promisc | Allmulti => NetF::CTRL_RX,
+            _ => NetF::CTRL_RX_EXTRA,
+        })?;
+        let [on] = data.take_all()?;
+        self.shared.filter.change(|filter| {
+            let modes = &mut filter.modes;
+            let mode = match command {
+                Promisc => &mut modes.promisc,
+                Allmulti => &mut modes.allmulti,
+                ctrl::Rx::Alluni => &mut modes.alluni,
+                ctrl::Rx::Nomulti => &mut modes.nomulti,
+                ctrl::Rx::Nouni => &mut modes.nouni,
+                ctrl::Rx::Nobcast => &mut modes.nobcast,
+                _ => return None,
+            };
+            *mode = on != 0;
+            Some(())
+        })
+    }
+
+    /// `VIRTIO_NET_CTRL_MAC` (virtio 1.4, 5.1.6.5.2)
+    #[doc(alias = "virtio_net_handle_mac")]
+    fn mac(&self, command: ctrl::Mac, mut data: Data<'_, M>) -> Option<()> {
+        match command {
+            ctrl::Mac::AddrSet => {
+                self.negotiated(NetF::CTRL_MAC_ADDR)?;
+                let mac = data.take_all()?;
+                self.shared.filter.change(|filter| filter.mac = mac);
+                Some(())
+            }
+            ctrl::Mac::TableSet => {
+                self.negotiated(NetF::CTRL_RX)?;
+                let little_endian = little_endian(self.features);
+                let unicast = data.take_macs(little_endian, MAC_TABLE_ENTRIES)?;
+                let room = MAC_TABLE_ENTRIES - unicast.len();
+                let multicast = data.take_macs(little_endian, room)?;
+                if !data.is_empty() {
+                    return None;
+                }
+                self.shared.filter.change(|filter| {
+                    filter.unicast = unicast;
+                    filter.multicast = multicast;
+                });
+                Some(())
+            }
+            _ => None,
+        }
+    }
+
+    /// `VIRTIO_NET_CTRL_VLAN` (virtio 1.4, 5.1.6.5.3)
+    #[doc(alias = "virtio_net_handle_vlan_table")]
+    fn vlan(&self, command: ctrl::Vlan, mut data: Data<'_, M>) -> Option<()> {
+        let wanted = match command {
+            ctrl::Vlan::Add => true,
+            ctrl::Vlan::Del => false,
+            _ => return None,
+        };
+        self.negotiated(NetF::CTRL_VLAN)?;
+        let id = self.take_u16(&mut data)?;
+        self.shared.filter.change(|filter| {
+            let table = filter.vlans.as_mut()?;
+            table.set(id, wanted).then_some(())
+        })
+    }
+
+    /// `VIRTIO_NET_CTRL_MQ` (virtio 1.4, 5.1.6.5.5)
+    #[doc(alias = "virtio_net_handle_mq")]
+    fn mq(&self, command: ctrl::Mq, mut data: Data<'_, M>) -> Option<()> {
+        if command != ctrl::Mq::VqPairsSet {
+            return None;
+        }
+        self.negotiated(NetF::MQ)?;
+        let count = usize::from(self.take_u16(&mut data)?);
+        if count == 0 || count > self.pairs.len() {
+            return None;
+        }
+        set_queue_pairs(self.pairs, count)
+            .inspect_err(|error| tracing::debug!(%error, count, "backend refuses queues"))
+            .ok()
+    }
+
+    /// `VIRTIO_NET_CTRL_GUEST_OFFLOADS` (virtio 1.4, 5.1.6.5.6)
+    #[doc(alias = "virtio_net_handle_offloads")]
+    fn guest_offloads(&self, command: ctrl::GuestOffloads, mut data: Data<'_, M>) -> Option<()> {
+        if command != ctrl::GuestOffloads::Set {
+            return None;
+        }
+        self.negotiated(NetF::CTRL_GUEST_OFFLOADS)?;
+        let bytes = data.take_all()?;
+        let bits = if little_endian(self.features) {
+            u64::from_le_bytes(bytes)
+        } else {
+            u64::from_ne_bytes(bytes)
+        };
+        let wanted = NetF::from_bits_retain(virtio::le128::from(u128::from(bits)));
+        if !(self.features & guest_offload_features()).contains(wanted) {
+            return None;
+        }
+        let offloads = guest_offloads(wanted);
+        self.pairs
+            .iter()
+            .try_for_each(|pair| pair.set_offloads(offloads))
+            .inspect_err(|error| tracing::debug!(%error, ?offloads, "backend refuses offloads"))
+            .ok()
+    }
+
+    fn negotiated(&self, feature: NetF) -> Option<()> {
+        self.features.contains(feature).then_some(())
+    }
+
+    /// A number of 16 bits that is all that is left.
+    fn take_u16(&self, data: &mut Data<'_, M>) -> Option<u16> {
+        let bytes = data.take_all()?;
+        Some(if little_endian(self.features) {
+            u16::from_le_bytes(bytes)
+        } else {
+            u16::from_ne_bytes(bytes)
+        })
+    }
+}

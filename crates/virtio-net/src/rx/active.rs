@@ -1,0 +1,497 @@
+//! A receive queue at work: the two doors that frames come through.
+
+use std::fmt;
+use std::time::Duration;
+
+use net_client::{Drained, DropReason, Frame, FrameSource, IoVec, Port, Read, Received, Token};
+use virtio_bus::ActiveQueue;
+use virtqueue::{QueueError, QueueMemory, VirtQueue};
+
+use super::After;
+use super::peek::{Place, peek_frame};
+use super::reads::{Ended, Reads};
+use crate::buffers::{Buffers, Chains};
+use crate::filter::{FilterView, PEEK};
+use crate::kick::{Watch, again};
+use crate::lend::{Overflow, copy_frame};
+use crate::pair::Layout;
+use crate::statistics::RxStatistics;
+
+/// Frames taken from a source in one turn.
+const BUDGET: usize = 256;
+/// How long a frame waits for the rest of the buffers that it needs. Long enough for a driver that was
+/// scheduled away, short enough for one that never makes so many available.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// A receive queue at work.
+pub(crate) struct ActiveRx<M: QueueMemory> {
+    loan: ActiveQueue,
+    layout: Layout,
+    mergeable: bool,
+    filter: FilterView,
+    buffers: Buffers<M>,
+    iov: Vec<IoVec>,
+    overflow: Overflow,
+    /// Reads that go on.
+    reads: Reads<M>,
+    /// A frame that was read, for which there are not enough buffers yet.
+    held: Option<Held>,
+    /// Neither paused nor being stopped.
+    pub(crate) running: bool,
+    /// The peer was told that there is no room; a kick will say otherwise.
+    pub(super) starved: bool,
+    /// The peer was told so because of a read that goes on; its end says otherwise.
+    pub(super) wait_for_read: bool,
+    /// A frame has waited long enough: the next that does not fit is dropped.
+    overdue: bool,
+    pub(crate) watch: Option<Watch>,
+}
+
+/// A frame in the first `room` bytes of `ready`, with the rest of it in `overflow`.
+#[derive(Clone, Copy)]
+struct Held {
+    guest_len: usize,
+    room: usize,
+}
+
+impl<M: QueueMemory> ActiveRx<M> {
+    pub(crate) fn new(
+        loan: ActiveQueue,
+        queue: VirtQueue<M>,
+        layout: Layout,
+        mergeable: bool,
+        filter: FilterView,
+        running: bool,
+    ) -> Self {
+        Self {
+            loan,
+            layout,
+            mergeable,
+            filter,
+            buffers: Buffers::new(queue, layout, mergeable),
+            iov: Vec::new(),
+            overflow: Overflow::default(),
+            reads: Reads::new(),
+            held: None,
+            running,
+            // The peer may have been told before the queue was there.
+            starved: true,
+            wait_for_read: false,
+            overdue: false,
+            watch: None,
+        }
+    }
+
+    /// The queue as it was lent, with where it stands now.
+    pub(crate) fn hand_back(mut self) -> ActiveQueue {
+        self.loan.state = self.buffers.queue.state();
+        self.loan
+    }
+
+    pub(crate) fn loan(&self) -> &ActiveQueue {
+        &self.loan
+    }
+
+    /// Reads that the source has not finished.
+    pub(super) fn in_flight(&self) -> usize {
+        self.reads.len()
+    }
+
+    /// The frame that waits for buffers goes nowhere any more: the queue is stopped.
+    pub(super) fn drop_held(&mut self, port: &Port, statistics: &mut RxStatistics) {
+        if self.held.take().is_some() {
+            statistics.dropped_no_buffers += 1;
+            port.count_dropped_receiving(DropReason::NotRunning);
+        }
+    }
+
+    /// Whatever the peer was told, it is told anew at the next kick.
+    pub(super) fn tell_anew(&mut self) {
+        self.starved = true;
+        self.wait_for_read = false;
+        self.overdue = false;
+    }
+
+    /// Chains that were not used go back to the driver.
+    pub(super) fn give_back(&mut self) {
+        self.buffers.give_back();
+    }
+
+    /// A frame has waited for buffers for as long as it may.
+    pub(super) fn overdue(&mut self, port: &Port, statistics: &mut RxStatistics) {
+        if self.held.take().is_some() {
+            statistics.dropped_no_buffers += 1;
+            port.count_dropped_receiving(DropReason::NoRoom);
+        } else {
+            self.overdue = true;
+        }
+    }
+
+    pub(super) fn receive_from(
+        &mut self,
+        source: &mut dyn FrameSource,
+        port: &Port,
+        statistics: &mut RxStatistics,
+    ) -> Result<Drained, QueueError> {
+        let want = self
+            .buffers
+            .guest_len(source.max_frame().max(self.layout.host_header_len));
+        let want = want.unwrap_or(self.layout.header_len);
+        // Turns of the loop without a frame count too: a driver that makes useless chains available for
+        // ever does not keep the thread.
+        for _ in 0..BUDGET {
+            self.deliver_held(statistics)?;
+            if self.held.is_none() {
+                self.buffers.gather(want, statistics)?;
+            }
+            if self.held.is_some() || self.buffers.ready.list.is_empty() {
+                if self.look_again(statistics)? {
+                    continue;
+                }
+                return Ok(Drained::NoRoom);
+            }
+            let room = self.buffers.lend(&mut self.iov);
+            let overflow = want.saturating_sub(room);
+            if overflow > 0 {
+                if self.reads.overflow_lent {
+                    // Two reads cannot share it.
+                    self.wait_for_read = true;
+                    return Ok(Drained::NoRoom);
+                }
+                self.iov.push(self.overflow.lend(overflow));
+            }
+            let token = self.reads.next_token();
+            match source.read(token, &self.iov) {
+                Read::Frame(len) => self.take_frame(len, room, overflow, port, statistics)?,
+                Read::Pending => {
+                    let ready = &mut self.buffers.ready;
+                    self.reads.start(token, ready, room, overflow > 0);
+                }
+                Read::Empty | Read::Failed => return Ok(Drained::Empty),
+            }
+        }
+        Ok(Drained::Budget)
+    }
+
+    pub(super) fn receive(
+        &mut self,
+        frame: &Frame<'_>,
+        port: &Port,
+        statistics: &mut RxStatistics,
+    ) -> Result<Received, QueueError> {
+        let Some(guest_len) = self.buffers.guest_len(frame.len) else {
+            statistics.dropped_malformed += 1;
+            port.count_dropped_receiving(DropReason::Malformed);
+            return Ok(Received::Taken);
+        };
+        if !self.passes(frame) {
+            count_filtered(port, statistics);
+            return Ok(Received::Taken);
+        }
+        let mut fits = false;
+        for _ in 0..BUDGET {
+            self.deliver_held(statistics)?;
+            if self.held.is_none() {
+                self.buffers.gather(guest_len, statistics)?;
+                fits = self.buffers.fits(guest_len);
+                if fits {
+                    break;
+                }
+                if !self.buffers.ready.list.is_empty() && (self.buffers.is_all() || self.overdue) {
+                    self.drop_frame(port, statistics);
+                    return Ok(Received::Taken);
+                }
+            }
+            if !self.look_again(statistics)? {
+                if !self.buffers.ready.list.is_empty() {
+                    self.arm_timer();
+                }
+                return Ok(Received::Busy);
+            }
+        }
+        if !fits {
+            self.try_later();
+            return Ok(Received::Busy);
+        }
+        let Layout {
+            header_len,
+            host_header_len,
+            ..
+        } = self.layout;
+        let mut skip = 0;
+        // The frame's own header comes first, at the start of the first chain; where it has none, what
+        // comes first lies behind the room for one.
+        let mut offset = header_len - host_header_len;
+        for chain in &self.buffers.ready.list {
+            let left = frame.len - skip;
+            if left == 0 {
+                break;
+            }
+            skip += copy_frame(chain.writable(), offset, frame.iov, skip, left);
+            offset = offset.saturating_sub(chain.writable_len());
+        }
+        // A frame that says it is longer than its memory: `skip` is what there was.
+        self.buffers
+            .deliver_ready(header_len - host_header_len + skip, statistics);
+        Ok(Received::Taken)
+    }
+
+    /// A frame of `len` bytes was read into `room` guest bytes and `overflow` bytes behind them.
+    fn take_frame(
+        &mut self,
+        len: usize,
+        room: usize,
+        overflow: usize,
+        port: &Port,
+        statistics: &mut RxStatistics,
+    ) -> Result<(), QueueError> {
+        let Some(guest_len) = self
+            .buffers
+            .guest_len(len)
+            .filter(|len| *len <= room + overflow)
+        else {
+            statistics.dropped_malformed += 1;
+            port.count_dropped_receiving(DropReason::Malformed);
+            return Ok(());
+        };
+        if !self.passes_in_place(None, guest_len, room) {
+            // What it was read into is lent again.
+            count_filtered(port, statistics);
+            return Ok(());
+        }
+        if guest_len <= room {
+            self.deliver_ready(guest_len, statistics);
+            return Ok(());
+        }
+        self.held = Some(Held { guest_len, room });
+        self.deliver_held(statistics)?;
+        if self.held.is_none() {
+            return Ok(());
+        }
+        if self.buffers.is_all() || self.overdue {
+            self.held = None;
+            self.drop_frame(port, statistics);
+        } else {
+            self.arm_timer();
+        }
+        Ok(())
+    }
+
+    /// Gives the driver the frame that is held, if there are buffers enough by now.
+    fn deliver_held(&mut self, statistics: &mut RxStatistics) -> Result<(), QueueError> {
+        let Some(Held { guest_len, room }) = self.held else {
+            return Ok(());
+        };
+        self.buffers.gather(guest_len, statistics)?;
+        if !self.buffers.fits(guest_len) {
+            return Ok(());
+        }
+        self.held = None;
+        self.buffers
+            .ready
+            .write(room, self.overflow.bytes(guest_len.saturating_sub(room)));
+        self.deliver_ready(guest_len, statistics);
+        if let Some(watch) = &self.watch {
+            watch.disarm_timer();
+        }
+        Ok(())
+    }
+
+    pub(super) fn read_done(
+        &mut self,
+        token: Token,
+        len: usize,
+        port: &Port,
+        statistics: &mut RxStatistics,
+    ) -> Result<(), QueueError> {
+        let Some(ended) = self.reads.end(token) else {
+            return Ok(());
+        };
+        let Ended {
+            mut chains,
+            room,
+            overflow,
+        } = ended;
+        let mut result = Ok(());
+        if len > 0 {
+            match self.buffers.guest_len(len) {
+                // Where neither holds, the overflow may be another read's: it is not looked at.
+                Some(guest_len)
+                    if (guest_len <= room || overflow)
+                        && !self.passes_in_place(Some(&chains), guest_len, room) =>
+                {
+                    count_filtered(port, statistics);
+                }
+                Some(guest_len) if guest_len <= room => {
+                    self.buffers.deliver(&mut chains, guest_len, statistics);
+                }
+                Some(guest_len) if overflow && self.mergeable && self.held.is_none() => {
+                    // The chains that it needs beside its own come from those that are ready.
+                    result = self
+                        .buffers
+                        .gather(guest_len.saturating_sub(chains.len), statistics);
+                    while chains.len < guest_len
+                        && let Some(chain) = self.buffers.ready.pop_front()
+                    {
+                        chains.push_back(chain);
+                    }
+                    if chains.len >= guest_len {
+                        let rest = guest_len.saturating_sub(room);
+                        chains.write(room, self.overflow.bytes(rest));
+                        self.buffers.deliver(&mut chains, guest_len, statistics);
+                    } else {
+                        self.drop_frame(port, statistics);
+                    }
+                }
+                Some(_) => self.drop_frame(port, statistics),
+                None => {
+                    statistics.dropped_malformed += 1;
+                    port.count_dropped_receiving(DropReason::Malformed);
+                }
+            }
+        }
+        // What it did not use is next, unless a held frame lies in what is ready already.
+        while let Some(chain) = chains.pop_back() {
+            if self.held.is_none() {
+                self.buffers.ready.push_front(chain);
+            } else {
+                self.buffers.ready.push_back(chain);
+            }
+        }
+        self.reads.recycle(token, chains);
+        result
+    }
+
+    /// Whether the peer can be told that there is room.
+    pub(super) fn refilled(&mut self, statistics: &mut RxStatistics) -> Result<bool, QueueError> {
+        self.buffers.queue.disable_notifications();
+        for _ in 0..BUDGET {
+            self.deliver_held(statistics)?;
+            if self.held.is_none() {
+                self.starved = false;
+                return Ok(true);
+            }
+            if !self.look_again(statistics)? {
+                return Ok(false);
+            }
+        }
+        self.try_later();
+        Ok(false)
+    }
+
+    /// The driver keeps making available what is of no use; others have their turn first.
+    fn try_later(&mut self) {
+        self.starved = true;
+        again(&self.loan.kick);
+    }
+
+    /// Whether the filters let a frame pass that is handed over.
+    fn passes(&mut self, frame: &Frame<'_>) -> bool {
+        let filter = self.filter.look();
+        let mut start = [0; PEEK];
+        filter.is_open()
+            || filter.passes(peek_frame(frame, self.layout.host_header_len, &mut start))
+    }
+
+    /// Whether the filters let a frame pass that was read into the first `room` guest bytes of `chains`, or
+    /// of what is ready, and the overflow behind them.
+    fn passes_in_place(
+        &mut self,
+        chains: Option<&Chains<M>>,
+        guest_len: usize,
+        room: usize,
+    ) -> bool {
+        let filter = self.filter.look();
+        if filter.is_open() {
+            return true;
+        }
+        let place = Place {
+            chains: chains.unwrap_or(&self.buffers.ready),
+            room,
+            overflow: &mut self.overflow,
+            header_len: self.layout.header_len,
+        };
+        let mut start = [0; PEEK];
+        filter.passes(place.peek(guest_len, &mut start))
+    }
+
+    /// There is not room enough: asks the driver to kick when it makes more available. `true` when it
+    /// already has.
+    fn look_again(&mut self, statistics: &mut RxStatistics) -> Result<bool, QueueError> {
+        // The driver gets what it has to fill again before it is waited for.
+        self.finish(statistics);
+        if self.buffers.queue.enable_notifications()? {
+            self.buffers.queue.disable_notifications();
+            return Ok(true);
+        }
+        self.starved = true;
+        statistics.no_room += 1;
+        Ok(false)
+    }
+
+    fn deliver_ready(&mut self, guest_len: usize, statistics: &mut RxStatistics) {
+        self.overdue = false;
+        self.buffers.deliver_ready(guest_len, statistics);
+    }
+
+    /// Ends a batch: the driver sees what it was given.
+    pub(super) fn finish(&mut self, statistics: &mut RxStatistics) {
+        self.buffers.finish(&*self.loan.call, statistics);
+    }
+
+    fn drop_frame(&mut self, port: &Port, statistics: &mut RxStatistics) {
+        if std::mem::take(&mut self.overdue) {
+            statistics.dropped_no_buffers += 1;
+            port.count_dropped_receiving(DropReason::NoRoom);
+        } else {
+            statistics.dropped_too_long += 1;
+            port.count_dropped_receiving(DropReason::TooLong);
+        }
+    }
+
+    fn arm_timer(&self) {
+        if let Some(watch) = &self.watch {
+            watch.arm_timer(PATIENCE);
+        }
+    }
+
+    /// Takes an error aside. The queue rests from then on.
+    pub(super) fn settle_error<T>(
+        &mut self,
+        result: Result<T, QueueError>,
+        otherwise: T,
+    ) -> (T, After) {
+        let broken = match result {
+            Ok(value) => return (value, After::default()),
+            // Said once, when it broke.
+            Err(QueueError::Broken) => None,
+            Err(error) => {
+                if let Some(watch) = &self.watch {
+                    watch.rest();
+                }
+                Some(error)
+            }
+        };
+        let after = After {
+            room: false,
+            broken,
+        };
+        (otherwise, after)
+    }
+}
+
+fn count_filtered(port: &Port, statistics: &mut RxStatistics) {
+    statistics.dropped_filtered += 1;
+    port.count_dropped_receiving(DropReason::Filtered);
+}
+
+impl<M: QueueMemory> fmt::Debug for ActiveRx<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ActiveRx")
+            .field("queue", &self.buffers.queue)
+            .field("ready", &self.buffers.ready.list.len())
+            .field("in_flight", &self.reads.len())
+            .field("running", &self.running)
+            .finish_non_exhaustive()
+    }
+}

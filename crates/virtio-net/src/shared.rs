@@ -1,0 +1,61 @@
+//! What the parts of one device share, beside their queues.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use virtio_bus::Transport;
+use virtqueue::QueueError;
+
+use crate::filter::{Filter, FilterCell, Mac};
+
+/// The filters, the link and the way to the transport.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) filter: Arc<FilterCell>,
+    /// A leaf lock: the transport is called without it.
+    transport: Mutex<Option<Weak<dyn Transport>>>,
+    link_down: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(mac: Mac) -> Self {
+        Self {
+            filter: FilterCell::new(Filter::new(mac, false)),
+            transport: Mutex::new(None),
+            link_down: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn set_transport(&self, transport: Option<Weak<dyn Transport>>) {
+        *lock(&self.transport) = transport;
+    }
+
+    pub(crate) fn link_is_up(&self) -> bool {
+        !self.link_down.load(Ordering::Acquire)
+    }
+
+    /// A queue is broken: the device cannot go on as a whole. (Its other queues do.)
+    pub(crate) fn needs_reset(&self, queue: &str, error: &QueueError) {
+        tracing::debug!(queue, %error, "queue is broken");
+        if let Some(transport) = self.transport() {
+            transport.needs_reset(&format!("{queue}: {error}"));
+        }
+    }
+
+    pub(crate) fn set_link(&self, up: bool) {
+        if self.link_down.swap(!up, Ordering::AcqRel) == up
+            && let Some(transport) = self.transport()
+        {
+            transport.config_changed();
+        }
+    }
+
+    fn transport(&self) -> Option<Arc<dyn Transport>> {
+        lock(&self.transport).as_ref()?.upgrade()
+    }
+}
+
+/// A panic elsewhere while the lock was held leaves state that each method can still work on.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
