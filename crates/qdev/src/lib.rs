@@ -71,6 +71,14 @@
 //! let error = machine.device_add(Options::parse("lamp,lumen=1", Some("driver"))).unwrap_err();
 //! assert_eq!(error.to_string(), "Property 'lamp.lumen' not found");
 //!
+//! // The tree is read as QEMU's `qom-list` and `qom-get` do.
+//! assert_eq!(machine.qom_get("hall", "ohm")?.json().to_string(), "10");
+//! assert_eq!(machine.qom_list("rail.0")?[0].to_string(), "child[0] (link<lamp>)");
+//! assert_eq!(
+//!     qdev::help::device_help(machine.registry(), "lamp")?,
+//!     "lamp options:\n  ohm=<uint16>           -  (default: 23)\n",
+//! );
+//!
 //! machine.device_del("hall")?;
 //! assert!(machine.devices().is_empty());
 //! # Ok::<(), Error>(())
@@ -87,6 +95,7 @@
 //! | `object` | the types `device` and `bus` |
 //! | `device` | [`DeviceClass`], [`DeviceLevel`], [`DeviceState`] |
 //! | `bus` | [`HotplugHandler`], [`Bus`], [`BusState`] |
+//! | `category` | [`Category`], the heads of help's list |
 //! | `phase` | [`Phase`] and its table of legal moves |
 //! | `machine` | [`Machine`]: the tree, buses, services, lists |
 //! | `lifecycle` | [`Machine`]: realize, unplug, unrealize, reset |
