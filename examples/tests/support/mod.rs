@@ -26,6 +26,7 @@ use examples::devices::Devices;
 use examples::machine::layout::MIB;
 use examples::machine::{DriverView, Machine, MachineConfig, ManualInterrupts};
 use examples::netns;
+use net_client::Loopback;
 use virtio_guest::{
     DmaMemory, DmaRegion, Interrupts, MsixMessage, NetConfig, NetDriver, VirtioPciTransport, pci,
 };
@@ -123,6 +124,22 @@ impl Rig {
         rig
     }
 
+    /// With a netdev that sends each frame back, and a NIC on it with these properties. Needs nothing
+    /// of the host.
+    pub(crate) fn with_loopback(properties: &str) -> Self {
+        let rig = Self::new();
+        rig.devices.netdevs().register(
+            "loopback",
+            Box::new(|_| Ok(Box::new(|id| Ok(Loopback::new(id))))),
+        );
+        rig.devices.netdev_add("loopback,id=peer").unwrap();
+        rig.devices
+            .device_add(&format!("virtio-net-pci,netdev=peer{properties}"))
+            .unwrap();
+        rig.machine.assign_resources().unwrap();
+        rig
+    }
+
     /// The driver of the first NIC, started with one message for each queue.
     pub(crate) fn driver(&self) -> Driver {
         self.driver_with(Interrupts::Messages(&MESSAGES))
@@ -188,11 +205,8 @@ impl Driver {
     /// Asks for the link-layer address of 10.0.2.2, as 10.0.2.15.
     pub(crate) fn resolve_host(&mut self) {
         let request = arp_request(self.net.mac());
-        let reply = self.ask(&request, |frame| {
-            frame.len() >= 42 && frame[12..14] == ARP && frame[20..22] == [0, 2]
-        });
-        assert_eq!(reply[28..32], HOST);
-        self.host.copy_from_slice(&reply[22..28]);
+        let reply = self.ask(&request, |frame| answered_by(frame).is_some());
+        self.host = answered_by(&reply).unwrap();
     }
 
     /// A ping of 10.0.2.2.
@@ -203,13 +217,7 @@ impl Driver {
     /// Pings 10.0.2.2, whose link-layer address is known.
     pub(crate) fn ping_host(&mut self, sequence: u16) {
         let request = self.echo_request(sequence);
-        self.ask(&request, |frame| {
-            frame.len() >= 42
-                && frame[12..14] == IPV4
-                && frame[23] == 1
-                && frame[34] == 0
-                && frame[40..42] == sequence.to_be_bytes()
-        });
+        self.ask(&request, |frame| is_echo_reply(frame, sequence));
     }
 }
 
@@ -224,7 +232,8 @@ const fn message(data: u32) -> MsixMessage {
     }
 }
 
-fn arp_request(mac: [u8; 6]) -> Vec<u8> {
+/// 10.0.2.15 asks for the link-layer address of 10.0.2.2.
+pub(crate) fn arp_request(mac: [u8; 6]) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
     frame.extend(mac);
     frame.extend(ARP);
@@ -237,7 +246,17 @@ fn arp_request(mac: [u8; 6]) -> Vec<u8> {
     frame
 }
 
-fn echo_request(mac: [u8; 6], host: [u8; 6], sequence: u16) -> Vec<u8> {
+/// The link-layer address of 10.0.2.2, if `frame` is its answer to an [`arp_request`].
+pub(crate) fn answered_by(frame: &[u8]) -> Option<[u8; 6]> {
+    let is_answer = frame.len() >= 42
+        && frame[12..14] == ARP
+        && frame[20..22] == [0, 2]
+        && frame[28..32] == HOST;
+    is_answer.then(|| frame[22..28].try_into().unwrap())
+}
+
+/// 10.0.2.15 pings 10.0.2.2, whose link-layer address is `host`.
+pub(crate) fn echo_request(mac: [u8; 6], host: [u8; 6], sequence: u16) -> Vec<u8> {
     let mut icmp = vec![8, 0, 0, 0, 0x12, 0x34];
     icmp.extend(sequence.to_be_bytes());
     let sum = checksum(&icmp).to_be_bytes();
@@ -248,6 +267,15 @@ fn echo_request(mac: [u8; 6], host: [u8; 6], sequence: u16) -> Vec<u8> {
     let sum = checksum(&ip).to_be_bytes();
     ip[10..12].copy_from_slice(&sum);
     [&host[..], &mac, &IPV4, &ip, &icmp].concat()
+}
+
+/// Whether `frame` answers the [`echo_request`] with this number.
+pub(crate) fn is_echo_reply(frame: &[u8], sequence: u16) -> bool {
+    frame.len() >= 42
+        && frame[12..14] == IPV4
+        && frame[23] == 1
+        && frame[34] == 0
+        && frame[40..42] == sequence.to_be_bytes()
 }
 
 fn checksum(bytes: &[u8]) -> u16 {
