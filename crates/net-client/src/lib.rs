@@ -58,6 +58,7 @@
 //! | `passage` | the way of a frame past filters, and the wait for room behind them |
 //! | `filter` | what stands between peers: sees, drops, holds |
 //! | `capture` | a filter that writes frames to a pcap file |
+//! | `dump` | captures behind `-object filter-dump` |
 //! | `queue` | frames that wait, in order, up to 10,000 |
 //! | `bounce` | the one frame that a port copies for a source, and keeps when its peer has no room |
 //! | `statistics` | frames, bytes, and drops by reason |
@@ -71,6 +72,7 @@
 mod bounce;
 mod capture;
 mod client;
+mod dump;
 mod faulty;
 mod filter;
 mod help;
@@ -86,6 +88,7 @@ mod vnet;
 
 pub use capture::{CAPTURE_MAX_LEN, Capture, Clock};
 pub use client::{Drained, Frame, FrameSource, NetClient, Read, Received, Token};
+pub use dump::FilterError;
 pub use faulty::{Faults, Faulty};
 pub use filter::{Direction, Directions, Filter, FilterId, Passing, Position, Verdict};
 pub use help::KindHelp;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keyval::Options;
 
+use crate::dump::Dumps;
 use crate::help::KindHelp;
 use crate::port::Port;
 
@@ -66,6 +67,7 @@ pub struct NetClients {
     descriptions: Mutex<BTreeMap<String, KindHelp>>,
     /// A leaf lock: no backend is called while it is held. `None` keeps an id while its netdev opens.
     netdevs: Mutex<HashMap<String, Option<Arc<dyn Netdev>>>>,
+    pub(crate) dumps: Dumps,
 }
 
 impl NetClients {
@@ -154,7 +156,24 @@ impl NetClients {
         for port in netdev.ports() {
             port.disconnect();
         }
+        self.dumps.remove_of(id);
         lock(&self.netdevs).remove(id);
+        Ok(())
+    }
+
+    /// Sets the link of a netdev up or down, on any thread: of all its ports. See
+    /// [`Port::set_link`].
+    ///
+    /// # Errors
+    /// [`NetdevError::NotFound`].
+    #[doc(alias = "qmp_set_link")]
+    pub fn set_link(&self, id: &str, up: bool) -> Result<(), NetdevError> {
+        let netdev = self
+            .find(id)
+            .ok_or_else(|| NetdevError::NotFound(id.into()))?;
+        for port in netdev.ports() {
+            port.set_link(up);
+        }
         Ok(())
     }
 

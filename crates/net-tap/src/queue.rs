@@ -142,6 +142,11 @@ impl TapQueue {
 
 impl NetClient for TapQueue {
     fn receive(&self, frame: &Frame<'_>) -> Received {
+        if self.gone.load(Ordering::Relaxed) {
+            // A macvtap without its interface would take it, and lose it.
+            self.port.count_dropped_receiving(DropReason::Backend);
+            return Received::Taken;
+        }
         let error = match self.engine.write(frame) {
             Ok(received) => return received,
             Err(error) => error,
@@ -425,6 +430,23 @@ mod tests {
             let sent = bench.queue.port().statistics().sent;
             assert_eq!(sent.dropped(DropReason::Backend), drops, "errno {errno}");
         }
+    }
+
+    #[test]
+    fn a_frame_that_the_host_takes_only_a_part_of_is_dropped() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let queue = TapQueue::new("tap0", Arc::new(Tap::for_tests(ours.into())));
+        let nic = Recorder::new("nic");
+        let context: Arc<dyn AioContext> = EventLoop::new().unwrap();
+        Port::connect(nic.port(), queue.port(), &context).unwrap();
+        // More than a socket holds at once.
+        assert_eq!(nic.port().send_bytes(&vec![0; 16 << 20]), Received::Taken);
+        let received = queue.port().statistics().received;
+        assert_eq!(received.dropped(DropReason::Backend), 1);
+        // Now it is full, which is another thing.
+        assert_eq!(nic.port().send_bytes(b"x"), Received::Busy);
+        drop(theirs);
     }
 
     #[test]

@@ -408,8 +408,9 @@ fn descriptors_that_were_left_open_are_taken_over_once() {
 fn a_macvtap_works_by_its_descriptor() {
     in_namespace("a_macvtap_works_by_its_descriptor", || {
         drop(open(&config("probe")));
-        let made = ip("link add parent type dummy")
+        let made = ip("link add parent type veth peer name other")
             && ip("link set parent up")
+            && ip("link set other up")
             && ip("link add link parent name mv0 type macvtap mode bridge")
             && ip("link add link parent name mv1 type macvtap mode bridge")
             && ip("link set mv0 up")
