@@ -120,6 +120,12 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send + Sync + fmt::Debug {
     /// The largest size of each queue; the length is the number of queues. Fixed from here on.
     fn queue_max_sizes(&self) -> Vec<u16>;
 
+    /// Interrupts that it is best given, where the user has not said how many: one for each queue and one for
+    /// changes of its configuration, unless it knows better. Fixed from here on.
+    fn default_vectors(&self) -> usize {
+        self.queue_max_sizes().len().saturating_add(1)
+    }
+
     /// All features that the device offers, those of its rings (bits 24 to 40) included; the transport
     /// adds and takes away its own. Asked once, when the device is plugged.
     #[doc(alias = "get_features")]

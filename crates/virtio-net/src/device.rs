@@ -221,6 +221,11 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         self.queue_sizes.clone()
     }
 
+    /// QEMU 7.2: enough for all queues that the backend's could have, in use or not.
+    fn default_vectors(&self) -> usize {
+        self.pairs.len() * 2 + 2
+    }
+
     fn offered_features(&self) -> F {
         self.offered
     }

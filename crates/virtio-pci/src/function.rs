@@ -22,8 +22,8 @@ use crate::window::Window;
 /// How a [`VirtioPci`] looks and works, where that is not the device's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VirtioPciConfig {
-    /// MSI-X vectors, at most 2048; 0 for a function without MSI-X. `None`: one for each queue and one
-    /// for configuration changes. [QEMU: `vectors`]
+    /// MSI-X vectors, at most 2048; 0 for a function without MSI-X. `None`: as many as the
+    /// device is best given. [QEMU: `vectors`]
     pub vectors: Option<u16>,
     /// The PCI class, three bytes: base class, subclass, programming interface. `None`: what QEMU gives
     /// the type of device.
@@ -194,7 +194,7 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> BusTransport<M> 
         let id = device.device_type();
         let queues = device.queue_max_sizes().len();
         let vectors = self.config.vectors.unwrap_or_else(|| {
-            u16::try_from(queues.saturating_add(1)).map_or(MAX_VECTORS, |all| all.min(MAX_VECTORS))
+            u16::try_from(device.default_vectors()).map_or(MAX_VECTORS, |all| all.min(MAX_VECTORS))
         });
         let (mut function, window) =
             layout::build(id, self.config.class, vectors).map_err(unsuitable)?;

@@ -71,9 +71,12 @@ fn the_number_of_pairs_is_in_configuration_space_and_each_has_two_queues() {
         let mut bytes = [0; 2];
         nic.device.read_config(8, &mut bytes);
         assert_eq!(usize::from(u16::from_le_bytes(bytes)), pairs);
+        assert_eq!(nic.device.default_vectors(), 2 * pairs + 2);
     }
     let off = Nic::idle_pairs(3, VirtioNetConfig::default(), &|_| {}, NetF::all());
     assert_eq!(off.device.queue_max_sizes(), [256, 256, 64]);
+    // QEMU 7.2: `vectors` follows the backend all the same.
+    assert_eq!(off.device.default_vectors(), 8);
     assert!(!NetF::from(off.device.offered_features()).contains(NetF::MQ));
     // Its other ports are its all the same: nobody else takes them.
     assert!(off.peers.iter().all(|peer| peer.port.peer().is_some()));
