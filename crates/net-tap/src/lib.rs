@@ -54,6 +54,8 @@
 //! | ENOBUFS, ENOMEM, others; or takes a part of it | is dropped for the backend's error |
 //! | EBADFD, EBADF, ENODEV, ENXIO | as those; the interface is gone, which is said once, and is not watched any more |
 //!
+//! A macvtap whose interface is gone says nothing of it: its frames are lost in the kernel.
+//!
 //! Of a read: EAGAIN ends the turn; EFAULT, EINVAL, ENOMEM and ENOBUFS lose one frame; any other error
 //! ends the watch as above.
 //!

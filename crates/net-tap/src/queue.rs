@@ -143,7 +143,6 @@ impl TapQueue {
 impl NetClient for TapQueue {
     fn receive(&self, frame: &Frame<'_>) -> Received {
         if self.gone.load(Ordering::Relaxed) {
-            // A macvtap without its interface would take it, and lose it.
             self.port.count_dropped_receiving(DropReason::Backend);
             return Received::Taken;
         }
