@@ -32,6 +32,7 @@ fn offloads_are_set_in_the_backend_in_whatever_pieces_the_command_comes() {
     }
 }
 
+/// Offloads beyond what was negotiated, and reserved bits.
 #[test]
 fn only_offloads_that_were_negotiated_can_be_set() {
     let mut nic = Nic::with(&|_| {}, NetF::all() - NetF::GUEST_TSO6);
@@ -52,6 +53,8 @@ fn only_offloads_that_were_negotiated_can_be_set() {
     assert_eq!(nic.command_in(&offloads(NetF::empty()), &[2]), ERR);
 }
 
+/// Classes and commands that there are not: an error, and the queue goes on, which drivers rely on to find
+/// out what a device knows.
 #[test]
 fn what_is_unknown_short_or_long_is_refused_and_the_queue_lives() {
     let mut nic = Nic::new();
@@ -86,6 +89,7 @@ fn what_is_unknown_short_or_long_is_refused_and_the_queue_lives() {
     assert_eq!((statistics.acknowledged, statistics.refused), (1, 15));
 }
 
+/// An answer that there is no room for.
 #[test]
 fn a_command_without_room_for_the_answer_is_not_done_and_comes_back() {
     let mut nic = Nic::new();
@@ -99,6 +103,23 @@ fn a_command_without_room_for_the_answer_is_not_done_and_comes_back() {
     assert_eq!(nic.peer.state().offloads.len(), before);
     assert_eq!(nic.device.ctrl_statistics().unanswered, 1);
     assert_eq!(nic.command_in(&offloads(NetF::empty()), &[2]), OK);
+}
+
+/// Data in the wrong direction: a command in a buffer for the device to write is none.
+#[test]
+fn a_chain_with_nothing_to_read_is_refused_and_nothing_is_written_but_the_answer() {
+    let mut nic = Nic::new();
+    let bytes = offloads(NetF::empty());
+    nic.memory
+        .write_slice(&bytes, GuestAddress(COMMAND))
+        .unwrap();
+    let len = u32::try_from(bytes.len()).unwrap();
+    let before = nic.peer.state().offloads.len();
+    let head = nic.drivers[CTRL].add(&[Buffer::writable(COMMAND, len)]);
+    nic.kick(CTRL);
+    assert_eq!(nic.used(CTRL), [(u32::from(head), 1)]);
+    assert_eq!(nic.bytes(COMMAND, 3), [ERR, 0, bytes[2]]);
+    assert_eq!(nic.peer.state().offloads.len(), before);
 }
 
 #[test]

@@ -431,14 +431,26 @@ impl Nic {
         prepare: &dyn Fn(&mut PeerState),
         wanted: NetF,
     ) -> Self {
+        Self::idle_on(pairs, None, config, prepare, wanted)
+    }
+
+    /// As [`idle_pairs`](Self::idle_pairs), on contexts of the caller's.
+    pub(crate) fn idle_on(
+        pairs: usize,
+        contexts: Option<Vec<Arc<dyn AioContext>>>,
+        config: VirtioNetConfig,
+        prepare: &dyn Fn(&mut PeerState),
+        wanted: NetF,
+    ) -> Self {
         let clock = VirtualClock::new();
         let context = EventLoop::with_clock(clock.clone()).unwrap();
+        let contexts = contexts.unwrap_or_else(|| vec![context.clone()]);
         let peers: Vec<_> = (0..pairs).map(|_| Peer::new()).collect();
         for peer in &peers {
             prepare(&mut peer.state());
         }
         let ports = peers.iter().map(|peer| peer.port.clone()).collect();
-        let device = VirtioNet::new(config, ports, vec![context.clone()]).unwrap();
+        let device = VirtioNet::new(config, ports, contexts).unwrap();
         let reports = Arc::new(Reports::default());
         let weak: Weak<Reports> = Arc::downgrade(&reports);
         device.plugged(weak);

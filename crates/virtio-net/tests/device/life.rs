@@ -129,6 +129,7 @@ fn the_backend_is_set_up_at_negotiation_and_back_at_reset() {
     assert_eq!(nic.peer.state().offloads, [expected, Offloads::default()]);
 }
 
+/// Features that make no sense together.
 #[test]
 fn features_that_need_others_are_refused_without_them() {
     let nic = Nic::idle(&|_| {}, NetF::all());
@@ -148,6 +149,7 @@ fn features_that_need_others_are_refused_without_them() {
     assert!(nic.device.negotiate(F::VERSION_1).is_err());
 }
 
+/// Kicks before DRIVER_OK, and of queues that are not there.
 #[test]
 fn kicks_and_frames_before_driver_ok_do_nothing() {
     let nic = Nic::idle(&|_| {}, NetF::all());
@@ -220,6 +222,7 @@ fn a_queue_that_cannot_be_leaves_the_device_stopped_and_gives_all_back() {
     nic.activate();
 }
 
+/// Frames and reads that are in flight at a reset.
 #[test]
 fn reset_takes_everything_back_from_a_peer_whenever_it_answers() {
     for revoking in [Revoking::Backwards, Revoking::Late] {
@@ -277,6 +280,7 @@ fn a_frame_without_room_is_available_again_after_a_stop() {
     assert_eq!(nic.used(TX).len(), 3);
 }
 
+/// Heads that are in the device's hands at a stop: none is lost.
 #[test]
 fn buffers_given_out_of_order_come_back_one_way_or_the_other() {
     let mut nic = Nic::new();
@@ -379,6 +383,7 @@ fn dropping_an_active_device_leaves_nothing() {
     }
 }
 
+/// A NIC that is its own network: what is sent comes back, within the call that sends it.
 #[test]
 fn frames_go_round_a_loop_without_deadlock_and_with_back_pressure() {
     let context = EventLoop::new().unwrap();

@@ -1,15 +1,17 @@
 //! Several queue pairs.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use iothread::{AioContext, EventLoop};
+use iothread::{AioContext, EventLoop, IoThread};
 use net_client::{Drained, DropReason, Loopback, Received};
 use virtio::F;
 use virtio::net::F as NetF;
 use virtio_bus::VirtioDevice;
 use virtio_net::{VirtioNet, VirtioNetConfig};
 use virtqueue::QueueIndex;
+use virtqueue::mock::Buffer;
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::harness::{Answer, ERR, HEADER, Memory, Nic, OK, PLAIN, Peer, frame};
 
@@ -344,4 +346,92 @@ fn each_pair_works_on_its_own_context_or_all_on_the_only_one() {
             Arc::as_ptr(&loops[1])
         ));
     }
+}
+
+/// A driver that changes pairs and filters while frames go both ways, each pair on a thread of its own.
+#[test]
+fn commands_while_threads_of_their_own_work_the_pairs_lose_nothing() {
+    const ROUNDS: u8 = 60;
+    const BATCH: u8 = 8;
+    let threads: Vec<_> = (0..2)
+        .map(|i| IoThread::new(format!("pair{i}")).unwrap())
+        .collect();
+    let contexts = threads.iter().map(|thread| thread.context()).collect();
+    let mut nic = Nic::idle_on(2, Some(contexts), config(), &|_| {}, NetF::all());
+    nic.device.negotiate(nic.features).unwrap();
+    nic.activate();
+    let context = threads[1].context();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let wait = |what: &str| {
+        assert!(Instant::now() < deadline, "{what} does not come");
+        std::thread::yield_now();
+    };
+    let place = nic.place(64);
+    let commands: [&[u8]; 6] = [
+        &[4, 0, 2, 0],
+        &[0, 0, 0],
+        &[2, 0, 5, 0],
+        &[0, 0, 1],
+        &[4, 0, 1, 0],
+        &[1, 1, 2, 0, 0, 0, 0, 1],
+    ];
+    let batch = usize::from(BATCH);
+    let mut sent = 0;
+    let mut quiet = 0;
+    for _ in 0..100 {
+        nic.add_rx_to(2, 200);
+    }
+    for round in 0..ROUNDS {
+        for i in 0..BATCH {
+            nic.add_tx_to(3, &frame(PLAIN, 60, i), &[]);
+        }
+        for _ in nic.used(2) {
+            nic.add_rx_to(2, 200);
+        }
+        nic.kicks[2].write(1).unwrap();
+        nic.kicks[3].write(1).unwrap();
+        let peer = nic.peers[1].clone();
+        context.schedule(Box::new(move || {
+            let frames = (0..BATCH).map(|i| frame(PLAIN, 60, i));
+            let _ = peer.give_frames(frames);
+        }));
+        let command = commands[usize::from(round) % commands.len()];
+        nic.memory
+            .write_slice(command, GuestAddress(place))
+            .unwrap();
+        let len = u32::try_from(command.len()).unwrap();
+        nic.drivers[4].add(&[
+            Buffer::readable(place, len),
+            Buffer::writable(place + 32, 1),
+        ]);
+        nic.kicks[4].write(1).unwrap();
+        while nic.used(4).is_empty() {
+            wait("an answer");
+        }
+        assert_eq!(nic.bytes(place + 32, 1), [OK], "{command:?}");
+        let frames = nic.device.rx_statistics(1).unwrap().frames;
+        // Up to the next command but one the second pair is not used.
+        match command {
+            [4, 0, 1, 0] => quiet = frames,
+            [1, ..] => assert_eq!(frames, quiet, "frames on a pair that is not used"),
+            _ => {}
+        }
+        while sent < batch * (usize::from(round) + 1) {
+            sent += nic.used(3).len();
+            wait("a chain");
+        }
+    }
+    let transmitted = nic.device.tx_statistics(1).unwrap();
+    assert_eq!(
+        transmitted.frames + transmitted.dropped_disabled,
+        sent as u64
+    );
+    assert_eq!(nic.peers[1].take().len() as u64, transmitted.frames);
+    assert!(transmitted.frames > 0 && transmitted.dropped_disabled > 0);
+    nic.device.reset();
+    let received = nic.device.rx_statistics(1).unwrap();
+    let left = nic.peers[1].state().to_give.len() as u64;
+    let given = u64::from(ROUNDS) * u64::from(BATCH);
+    assert_eq!(received.frames + received.dropped_filtered + left, given);
+    assert!(nic.resets().is_empty());
 }

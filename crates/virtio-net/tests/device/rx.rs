@@ -113,6 +113,7 @@ fn a_large_frame_is_spread_over_buffers_whose_number_is_told() {
     }
 }
 
+/// A header in descriptors of one byte.
 #[test]
 fn a_header_spread_over_descriptors_of_a_byte_is_filled_in() {
     let mut nic = Nic::new();
@@ -128,6 +129,7 @@ fn a_header_spread_over_descriptors_of_a_byte_is_filled_in() {
     assert_eq!(nic.bytes(at + 12, 60), bytes[HEADER..]);
 }
 
+/// A frame larger than the buffers there are; `num_buffers` is 1 though frames are not merged.
 #[test]
 fn without_merging_a_frame_larger_than_its_buffer_is_dropped_and_the_buffer_used_next() {
     let mut nic = Nic::with(&|_| {}, PLAIN_FEATURES());
@@ -163,6 +165,7 @@ fn with_no_buffers_the_peer_stops_and_the_refill_kick_starts_it_again() {
     }
 }
 
+/// A kick that is lost because the device looks away: it looks again.
 #[test]
 fn buffers_that_come_just_before_the_device_sleeps_are_seen_by_the_second_look() {
     for features in [NetF::all(), NetF::all() - NetF::EVENT_IDX, PLAIN_FEATURES()] {
@@ -213,6 +216,7 @@ fn a_frame_that_the_driver_refills_for_in_time_is_not_lost() {
     assert_eq!(nic.bytes(fourth + 12, 60), next[HEADER..]);
 }
 
+/// A merged frame that runs out of buffers: dropped in the end, and every head comes back.
 #[test]
 fn a_frame_that_the_driver_never_refills_for_is_dropped_after_a_while() {
     let mut nic = Nic::new();
@@ -236,6 +240,7 @@ fn a_frame_that_the_driver_never_refills_for_is_dropped_after_a_while() {
     assert_eq!(nic.device.rx_statistics(0).unwrap().dropped_no_buffers, 1);
 }
 
+/// A frame larger than all buffers there can be: dropped, never a stall.
 #[test]
 fn a_frame_larger_than_all_buffers_there_can_be_is_dropped_at_once() {
     let mut nic = Nic::new();
@@ -315,6 +320,7 @@ fn one_that_never_fits_is_refused_once_and_dropped_in_the_end() {
     assert_eq!(nic.used(RX).len(), 1);
 }
 
+/// Buffers to be read, or shorter than the header.
 #[test]
 fn chains_that_no_frame_can_go_into_are_given_back_and_do_not_keep_the_thread() {
     let mut nic = Nic::new();
@@ -380,6 +386,7 @@ fn a_read_that_goes_on_and_turns_out_larger_takes_what_is_ready() {
     let _ = rooms;
 }
 
+/// An available index that is ahead by more than the ring.
 #[test]
 fn a_ring_that_makes_no_sense_stops_the_queue_and_the_peer() {
     let mut nic = Nic::new();

@@ -21,6 +21,7 @@ fn a_frame_reaches_the_peer_header_and_all_and_its_chain_comes_back_with_nothing
     assert_eq!(nic.calls[TX].count(), 1);
 }
 
+/// A header in descriptors of one byte.
 #[test]
 fn the_header_may_lie_in_any_pieces() {
     let mut nic = Nic::new();
@@ -104,6 +105,7 @@ fn a_burst_ends_the_turn_and_the_next_turn_comes_by_itself() {
     }
 }
 
+/// A kick that is lost because the device looks away: it looks again.
 #[test]
 fn a_frame_that_comes_just_before_the_device_sleeps_is_seen_by_the_second_look() {
     for features in [NetF::all(), NetF::all() - NetF::EVENT_IDX] {
@@ -122,6 +124,8 @@ fn a_frame_that_comes_just_before_the_device_sleeps_is_seen_by_the_second_look()
     }
 }
 
+/// Headers that are short or lie: of a frame with nothing in it, checksums past the end or whose place overflows,
+/// segments of no size or of one larger than the frame, kinds that are unknown or not negotiated, ECN alone.
 #[test]
 fn each_bad_frame_is_dropped_counted_and_given_back_and_the_next_one_passes() {
     use HeaderFault::*;
@@ -173,6 +177,7 @@ fn each_bad_frame_is_dropped_counted_and_given_back_and_the_next_one_passes() {
     assert_eq!(statistics.dropped_in_all(), table.len() as u64);
 }
 
+/// Buffers in the wrong direction.
 #[test]
 fn a_chain_that_the_device_may_write_is_no_frame() {
     let mut nic = Nic::new();
@@ -194,6 +199,7 @@ fn a_peer_that_carries_no_header_gets_the_frame_alone() {
     assert_eq!(nic.peer.take(), [bytes[HEADER..].to_vec()]);
 }
 
+/// A header that changes between its check and its use.
 #[test]
 fn what_the_driver_changes_after_the_check_does_not_reach_the_peer() {
     // The peer sees the header only when the frame is completed; the driver changes it meanwhile.
@@ -241,6 +247,7 @@ fn a_frame_without_room_waits_is_not_lost_and_goes_first() {
     assert_eq!(nic.used(TX).len(), 1);
 }
 
+/// A frame that is completed twice, or was never there.
 #[test]
 fn frames_that_the_peer_keeps_come_back_when_it_says_so_in_any_order() {
     let mut nic = Nic::with(&|peer| peer.answer = Answer::Keep, NetF::all());
@@ -271,6 +278,7 @@ fn frames_that_the_peer_finishes_at_the_batchs_end_are_published_with_it() {
     assert_eq!(nic.device.tx_statistics(0).unwrap().batches, 1);
 }
 
+/// An available index that is ahead by more than the ring.
 #[test]
 fn a_ring_that_makes_no_sense_stops_its_queue_once_and_the_others_go_on() {
     let mut nic = Nic::new();
