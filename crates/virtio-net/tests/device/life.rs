@@ -58,6 +58,15 @@ fn what_cannot_be_is_refused_at_creation_and_leaves_the_backend_free() {
             matches!(make(tx, one(), vec![context.clone()]), Err(VirtioNetError::TxQueueSize(s)) if s == size)
         );
     }
+    for size in [256, 512, 1024, 2048, 4096, 8192, 16384, 32768] {
+        let config = VirtioNetConfig {
+            rx_queue_size: size,
+            tx_queue_size: size,
+            ..good()
+        };
+        let nic = VirtioNet::<Memory>::new(config, one(), vec![context.clone()]).unwrap();
+        assert_eq!(nic.queue_max_sizes(), [size, size, 64]);
+    }
     let mtu = VirtioNetConfig {
         host_mtu: 67,
         ..good()
