@@ -147,16 +147,27 @@ impl Rig {
 
     /// The driver of the first NIC, started.
     pub(crate) fn driver_with(&self, interrupts: Interrupts<'_>) -> Driver {
+        self.driver_of(0, interrupts, DMA)
+    }
+
+    /// The driver of the NIC with so many before it on the bus, started in memory of its own.
+    pub(crate) fn driver_of(
+        &self,
+        nic: usize,
+        interrupts: Interrupts<'_>,
+        dma: DmaRegion,
+    ) -> Driver {
         let view = DriverView::new(self.machine.clone());
         let address = pci::functions(&view, 0)
-            .find(|function| pci::is_virtio_net(&view, *function))
+            .filter(|function| pci::is_virtio_net(&view, *function))
+            .nth(nic)
             .expect("configuration space shows a virtio-net function");
         let transport = VirtioPciTransport::probe(view, address).unwrap();
         let config = NetConfig {
             interrupts,
             ..NetConfig::default()
         };
-        let net = NetDriver::new(transport, DmaMemory::new(DMA), &config).unwrap();
+        let net = NetDriver::new(transport, DmaMemory::new(dma), &config).unwrap();
         Driver {
             net,
             interrupts: self.interrupts.clone(),
@@ -291,7 +302,8 @@ fn checksum(bytes: &[u8]) -> u16 {
 
 const INSIDE: &str = "EXAMPLES_TEST_IS_IN_ITS_OWN_NETWORK";
 const DEADLINE: Duration = Duration::from_secs(20);
-const DMA: DmaRegion = DmaRegion {
+/// The memory that [`Rig::driver`] shares with the device.
+pub(crate) const DMA: DmaRegion = DmaRegion {
     address: 4 * MIB,
     len: 1 << 20,
 };
