@@ -49,6 +49,8 @@ impl<M: QueueMemory> Rx<M> {
             again(&active.loan().kick);
         } else {
             active.drop_held(port, &mut self.statistics);
+            // What was received before is told before; the flush that it waits for may come after.
+            active.finish(&mut self.statistics);
         }
         active.tell_anew();
     }

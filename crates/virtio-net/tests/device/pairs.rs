@@ -285,6 +285,22 @@ fn what_is_under_way_when_a_pair_is_left_comes_back_to_the_driver() {
 }
 
 #[test]
+fn a_frame_received_before_a_pair_is_left_is_told_before_the_answer() {
+    let mut nic = nic();
+    assert_eq!(nic.command(&set_pairs(2)), OK);
+    nic.add_rx_to(2, 2000);
+    nic.kick(2);
+    let bytes = frame(PLAIN, 60, 0);
+    assert_eq!(nic.peers[1].port.send_bytes(&bytes), Received::Taken);
+    assert!(nic.used(2).is_empty(), "not before the flush");
+    assert_eq!(nic.command(&set_pairs(1)), OK);
+    assert_eq!(nic.used(2).len(), 1);
+    assert_eq!(nic.calls[2].count(), 1);
+    nic.peers[1].port.flush(&mut |_| {});
+    assert_eq!(nic.calls[2].count(), 1);
+}
+
+#[test]
 fn a_broken_queue_stops_alone() {
     let mut nic = nic();
     assert_eq!(nic.command(&set_pairs(3)), OK);
