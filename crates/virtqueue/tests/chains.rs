@@ -111,6 +111,20 @@ fn a_buffer_across_two_regions_is_two_segments() {
         .read_slice(&mut seen, GuestAddress(DATA - 2))
         .unwrap();
     assert_eq!(&seen, b"abcd");
+    // Read back from anywhere, as far as there is something.
+    for (offset, expected) in [
+        (0xe, &b"abcd"[..]),
+        (0xf, b"bcd\0"),
+        (0x10, b"cd\0\0"),
+        (0x2e, b"\0\0"),
+        (0x30, b""),
+        (usize::MAX, b""),
+    ] {
+        let mut back = [0xa5; 4];
+        let len = chain.read_back(offset, &mut back);
+        assert_eq!(&back[..len], expected, "{offset:#x}");
+    }
+    assert_eq!(chain.read(0, &mut seen), 0, "nothing to read");
 }
 
 fn memory_of(driver: &SplitDriver<Memory>) -> Memory {
