@@ -165,7 +165,8 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send + Sync + fmt::Debug {
     /// Gives the queues back, and the transport sets DEVICE_NEEDS_RESET.
     fn activate(&self, activation: Activation<M>) -> Result<(), NotActivated>;
 
-    /// One more queue was enabled while the device runs (after a ring reset; virtio 1.4, 2.6.1.2).
+    /// One more queue was enabled while the device runs (after a ring reset; virtio 1.4, 2.6.1.2). Its
+    /// kick is signalled once by the transport afterwards, for what was queued before.
     ///
     /// # Errors
     /// Gives the queue back, and the transport sets DEVICE_NEEDS_RESET.

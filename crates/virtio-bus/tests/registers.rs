@@ -353,6 +353,16 @@ fn a_ring_reset_takes_one_queue_back_and_it_can_be_enabled_anew() {
 }
 
 #[test]
+fn a_queue_enabled_on_a_live_device_is_kicked_once_for_what_was_queued_before() {
+    let mut rig = Rig::new();
+    rig.negotiate(F::RING_RESET.bits().to_ne());
+    let _ = rig.core.write_status(0xf);
+    rig.core.set_queue_select(1);
+    assert!(rig.core.enable_queue());
+    assert_eq!(rig.toy.queues.lock().unwrap()[0].kick.read().unwrap(), 1);
+}
+
+#[test]
 fn a_ring_reset_that_was_not_negotiated_is_ignored() {
     let mut rig = Rig::new();
     rig.negotiate(0);

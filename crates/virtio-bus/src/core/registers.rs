@@ -187,8 +187,8 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
     }
 
     /// `queue_enable` <- 1. Freezes the queue's registers. After DRIVER_OK only a driver that can
-    /// reset rings may do so (virtio 1.4, 2.6.1.2); the device then gets the queue at once, and the
-    /// answer is whether it did.
+    /// reset rings may do so (virtio 1.4, 2.6.1.2); the device then gets the queue at once, its kick is
+    /// signalled once for what was queued before, and the answer is whether it did.
     #[must_use]
     pub fn enable_queue(&mut self) -> bool {
         if self.registers().is_none() {
@@ -204,8 +204,12 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
         let Some(active) = lend(QueueIndex(self.queue_select), queue) else {
             return false;
         };
+        let kick = Arc::clone(&queue.kick);
         match self.device.start_queue(active) {
-            Ok(()) => true,
+            Ok(()) => {
+                signal(&kick);
+                true
+            }
             Err(refused) => {
                 self.take_back(refused);
                 false

@@ -22,6 +22,8 @@ struct Lent {
 #[derive(Debug, Default)]
 pub(crate) struct Toy {
     lent: Mutex<Vec<Lent>>,
+    /// What the last activation came with.
+    given: Mutex<Option<(F, Memory)>>,
     fill: AtomicU8,
     paused: AtomicBool,
     pub(crate) config: Mutex<[u8; 5]>,
@@ -115,7 +117,7 @@ impl VirtioDevice<Memory> for Toy {
         vec![64, 16]
     }
     fn offered_features(&self) -> F {
-        F::EVENT_IDX | F::INDIRECT_DESC | F::NOTIFICATION_DATA | F::SR_IOV
+        F::EVENT_IDX | F::INDIRECT_DESC | F::NOTIFICATION_DATA | F::SR_IOV | F::RING_RESET
     }
     fn plugged(&self, transport: Weak<dyn Transport>) {
         *self.transport.lock().unwrap() = Some(transport);
@@ -153,21 +155,37 @@ impl VirtioDevice<Memory> for Toy {
                 }
             }
         }
+        *self.given.lock().unwrap() = Some((activation.features, activation.memory));
         let lent = activation.queues.into_iter().zip(rings);
         *self.lent.lock().unwrap() = lent.map(|(queue, ring)| Lent { queue, ring }).collect();
         Ok(())
     }
     fn start_queue(&self, queue: ActiveQueue) -> Result<(), NotActivated> {
-        let error = ActivateError::QueueMissing(queue.index);
-        Err(NotActivated {
-            queues: vec![queue],
-            error,
-        })
+        let (features, memory) = self.given.lock().unwrap().clone().unwrap();
+        match VirtQueue::new(&queue.config, queue.state, features, memory) {
+            Ok(ring) => {
+                self.lent.lock().unwrap().push(Lent { queue, ring });
+                Ok(())
+            }
+            Err(source) => {
+                let error = ActivateError::Queue {
+                    index: queue.index,
+                    source: Box::new(source),
+                };
+                Err(NotActivated {
+                    queues: vec![queue],
+                    error,
+                })
+            }
+        }
     }
-    fn stop_queue(&self, _index: QueueIndex) -> Option<ActiveQueue> {
-        None
+    fn stop_queue(&self, index: QueueIndex) -> Option<ActiveQueue> {
+        let mut lent = self.lent.lock().unwrap();
+        let at = lent.iter().position(|lent| lent.queue.index == index)?;
+        Some(lent.remove(at).queue)
     }
     fn reset(&self) -> Vec<ActiveQueue> {
+        *self.given.lock().unwrap() = None;
         let lent = std::mem::take(&mut *self.lent.lock().unwrap());
         lent.into_iter().map(|lent| lent.queue).collect()
     }

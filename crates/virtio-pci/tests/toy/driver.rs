@@ -166,6 +166,13 @@ impl<'a> Driver<'a> {
 
     /// Sets a queue up at `base` with MSI-X vector `vector`.
     pub(crate) fn set_up(&self, queue: u16, base: u64, vector: u16) -> SplitDriver<Memory> {
+        let ring = self.arrange(queue, base, vector);
+        self.set_common(0x1c, 1_u16.to_le_bytes());
+        ring
+    }
+
+    /// Sets a queue up but for `queue_enable`.
+    pub(crate) fn arrange(&self, queue: u16, base: u64, vector: u16) -> SplitDriver<Memory> {
         self.set_common(0x16, queue.to_le_bytes());
         let size = u16::from_le_bytes(self.common(0x18));
         let memory = self.machine.memory.clone();
@@ -175,15 +182,19 @@ impl<'a> Driver<'a> {
         self.set_common(0x20, config.desc.to_le_bytes());
         self.set_common(0x28, config.driver.to_le_bytes());
         self.set_common(0x30, config.device.to_le_bytes());
-        self.set_common(0x1c, 1_u16.to_le_bytes());
         ring
     }
 
     /// All the way to DRIVER_OK, with a vector for each queue.
     pub(crate) fn start(&self) -> [SplitDriver<Memory>; 2] {
+        self.start_with(F::empty())
+    }
+
+    /// The same, with `features` negotiated.
+    pub(crate) fn start_with(&self, features: F) -> [SplitDriver<Memory>; 2] {
         self.command(IO_MEMORY_MASTER);
         self.enable_msix(3);
-        self.negotiate(F::empty());
+        self.negotiate(features);
         self.set_common(0x10, 0_u16.to_le_bytes());
         let rings = [self.set_up(0, 0x1_0000, 1), self.set_up(1, 0x2_0000, 2)];
         self.set_status(0xf);

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use virtio::F;
 use virtio_bus::VirtioDevice;
+use virtio_pci::VirtioPciConfig;
 use virtqueue::mock::Buffer;
 use vm_pci::DevFn;
 
 use crate::driver::{Driver, IO_MEMORY_MASTER};
-use crate::machine::{DEVFN, GSI, Machine};
+use crate::machine::{Binder, DEVFN, GSI, Machine};
 
 #[test]
 fn a_reset_by_status_hands_everything_back() {
@@ -26,6 +28,27 @@ fn a_reset_by_status_hands_everything_back() {
     assert_eq!(driver.common::<2>(0x10), [0xff; 2]);
     driver.start();
     assert_eq!(machine.toy.lent(), 2, "a driver may come again");
+}
+
+#[test]
+fn what_was_queued_before_a_ring_is_enabled_anew_is_served_without_a_notification() {
+    for ioeventfd in [false, true] {
+        let config = VirtioPciConfig {
+            ioeventfd,
+            ..VirtioPciConfig::default()
+        };
+        let machine = Machine::new(config, Binder::default());
+        let driver = Driver::find(&machine);
+        driver.start_with(F::RING_RESET);
+        machine.toy.turn();
+        driver.set_common(0x16, 0_u16.to_le_bytes());
+        driver.set_common(0x3a, 1_u16.to_le_bytes());
+        assert_eq!(machine.toy.lent(), 1);
+        let mut fill = driver.arrange(0, 0x1_0000, 1);
+        fill.add(&[Buffer::writable(0x8000, 4)]);
+        driver.set_common(0x1c, 1_u16.to_le_bytes());
+        assert_eq!(machine.toy.turn(), 1, "ioeventfd {ioeventfd}");
+    }
 }
 
 #[test]
@@ -65,7 +88,7 @@ fn a_driver_that_never_switches_bus_mastering_on_is_served() {
     let machine = Machine::usual();
     let driver = Driver::find(&machine);
     driver.command(2);
-    driver.negotiate(virtio::F::empty());
+    driver.negotiate(F::empty());
     let mut fill = driver.set_up(0, 0x1_0000, 0xffff);
     driver.set_status(0xf);
     fill.add(&[Buffer::writable(0x8000, 4)]);

@@ -134,5 +134,9 @@ fn common_registers_read_as_after_a_reset() {
         assert_eq!(read, value, "{offset:#x}");
     }
     driver.set_common(0, 1_u32.to_le_bytes());
-    assert_eq!(driver.common::<4>(4), [1, 0, 0, 0], "VERSION_1, no SR_IOV");
+    assert_eq!(
+        driver.common::<4>(4),
+        [1, 1, 0, 0],
+        "VERSION_1 and RING_RESET, no SR_IOV"
+    );
 }

@@ -274,7 +274,7 @@ fn the_window_in_configuration_space_reads_and_writes_bar_4() {
     window(4, 0, 4);
     driver.set_config(0x94, 1_u32.to_le_bytes());
     window(4, 4, 4);
-    assert_eq!(driver.config::<4>(0x94), [1, 0, 0, 0], "VERSION_1");
+    assert_eq!(driver.config::<4>(0x94), [1, 1, 0, 0], "features");
 
     // (BAR, offset, length) that reach nothing
     let table = [
