@@ -7,7 +7,7 @@ use vm_memory::GuestAddressSpace;
 use vm_pci::registers::Command;
 use vm_pci::{BarIndex, BarSpace, ConfigEffect, FunctionState};
 
-use crate::interrupts::Interrupts;
+use crate::interrupts::{Interrupts, NO_VECTOR};
 use crate::kicks::BoundKicks;
 use crate::layout::{NOTIFY_MULTIPLIER, NOTIFY_OFFSET, Region};
 use crate::registers::{self, Register, RegisterFile};
@@ -270,8 +270,11 @@ impl<M: GuestAddressSpace> RegisterFile for Plugged<M> {
                 }
             }
             Register::QueueReset => {
-                if value == 1 {
-                    core.reset_queue();
+                let queue = core.queue_select();
+                if value == 1 && core.reset_queue() {
+                    // "The device MUST reset any state of a virtqueue to the default state" (virtio
+                    // 1.4, 2.6.1.1); its vector is none.
+                    self.interrupts.set_queue_vector(queue, NO_VECTOR);
                     self.bind_kicks();
                 }
             }

@@ -219,18 +219,20 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
 
     /// `queue_reset` <- 1: takes the queue back from the device and its registers back to their
     /// defaults, all before this returns, so `queue_reset` always reads 0 (virtio 1.4, 4.1.4.3.1).
-    /// Ignored unless VIRTIO_F_RING_RESET was negotiated.
-    pub fn reset_queue(&mut self) {
+    /// Ignored unless VIRTIO_F_RING_RESET was negotiated and there is such a queue; the answer is
+    /// whether it was reset, for a transport that has state of its own for each queue.
+    pub fn reset_queue(&mut self) -> bool {
         if !self.negotiated().contains(F::RING_RESET) {
-            return;
+            return false;
         }
         let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else {
-            return;
+            return false;
         };
         if queue.slot.is_live() {
             drop(self.device.stop_queue(QueueIndex(self.queue_select)));
         }
         queue.slot = QueueSlot::new(queue.slot.config().max_size);
+        true
     }
 
     /// The queues that the device has, each with its kick.

@@ -52,6 +52,20 @@ fn what_was_queued_before_a_ring_is_enabled_anew_is_served_without_a_notificatio
 }
 
 #[test]
+fn a_ring_reset_unmaps_the_vector_of_its_queue_alone_and_only_if_it_was_negotiated() {
+    for (features, vector) in [(F::RING_RESET, 0xffff), (F::empty(), 1)] {
+        let machine = Machine::usual();
+        let driver = Driver::find(&machine);
+        driver.start_with(features);
+        driver.set_common(0x16, 0_u16.to_le_bytes());
+        driver.set_common(0x3a, 1_u16.to_le_bytes());
+        assert_eq!(u16::from_le_bytes(driver.common(0x1a)), vector);
+        driver.set_common(0x16, 1_u16.to_le_bytes());
+        assert_eq!(u16::from_le_bytes(driver.common(0x1a)), 2);
+    }
+}
+
+#[test]
 fn a_reset_of_the_host_takes_bars_vectors_and_queues() {
     let machine = Machine::usual();
     let driver = Driver::find(&machine);
