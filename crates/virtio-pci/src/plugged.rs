@@ -39,13 +39,14 @@ impl<M: GuestAddressSpace> Plugged<M> {
         self.bind_kicks();
     }
 
-    /// Binds the notify registers of live queues where BAR 4 is decoded now, and none elsewhere.
+    /// Binds the notify registers of live queues where accesses come to BAR 4 now, and none elsewhere:
+    /// what a guest has put over RAM or over a device of the machine stays theirs.
     fn bind_kicks(&mut self) {
         let Some(kicks) = &mut self.kicks else {
             return;
         };
         let bar = self.bar;
-        let window = (self.function.windows().into_iter())
+        let window = (self.function.forwarded_windows().into_iter())
             .find(|window| window.bar == bar && window.space == BarSpace::Memory);
         let wanted: Vec<_> = window
             .iter()

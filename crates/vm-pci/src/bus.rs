@@ -11,7 +11,7 @@ use crate::intx::{IntxRouter, LineShare};
 use crate::irq::IntxPin;
 use crate::lock::Shared;
 use crate::registers::{HEADER_TYPE, MULTI_FUNCTION};
-use crate::windows::{Owner, WindowMap};
+use crate::windows::{FunctionWindows, Owner, WindowMap};
 
 /// A PCI bus: functions come and go at any time, accesses come from any thread.
 ///
@@ -65,16 +65,22 @@ impl PciBus {
             btree_map::Entry::Vacant(entry) => entry.insert(Slot::Reserved),
         };
         let line = self.intx.share(devfn, function.interrupt_pin());
+        let owner = self.windows.owner();
         let attachment = Attachment {
             devfn,
             intx: line.clone(),
+            forwarding: Arc::new(FunctionWindows {
+                map: Arc::downgrade(&self.windows),
+                owner,
+            }),
         };
         if let Err(error) = function.attached(attachment) {
             line.disconnect();
             self.slots.writing().remove(&devfn);
             return Err(error);
         }
-        let owner = self.windows.add((self.number, devfn), function.clone());
+        let place = (self.number, devfn);
+        self.windows.add(owner, place, function.clone());
         let occupant = Occupant {
             function,
             owner,

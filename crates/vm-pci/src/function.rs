@@ -22,6 +22,23 @@ pub struct Attachment {
     pub devfn: DevFn,
     /// The line that the function's interrupt pin drives, after the bus has routed it.
     pub intx: Arc<dyn IntxLine>,
+    /// What the bus makes of the function's windows.
+    pub forwarding: Arc<dyn Forwarding>,
+}
+
+/// What a bus does with the windows of a function on it. Takes no lock of a function.
+pub trait Forwarding: Send + Sync + fmt::Debug {
+    /// Whether accesses to `window` come down to the bus at all. A guest may put a BAR over RAM or over
+    /// a device of the machine, and the function must not have the machine do anything there.
+    ///
+    /// Where windows of two functions overlap, both are forwarded as far as this says: with such a layout
+    /// a guest harms no one but its own functions.
+    fn forwards(&self, window: &BarWindow) -> bool;
+
+    /// The windows of `function`, which was told of this bus, have changed without a write to its
+    /// configuration space: the bus asks for them. Not to be called under the function's lock. Does
+    /// nothing while the function is on its way to or from the bus, which asks then anyway.
+    fn windows_changed(&self, function: &dyn PciFunction);
 }
 
 /// One function on a PCI bus: configuration space and up to six BARs.
@@ -29,14 +46,15 @@ pub struct Attachment {
 /// All methods take `&self`, are called from any vCPU thread, and may run at the same time; the
 /// function has one lock of its own. A bus holds no lock of its own while it calls a function.
 pub trait PciFunction: Send + Sync + fmt::Debug {
-    /// The function goes on its bus. Called once, before any access; an error keeps it off.
+    /// The function goes on its bus. Called before any access; again only after
+    /// [`detached`](Self::detached), and then the function is as after power-on. An error keeps it off.
     ///
     /// # Errors
     /// Whatever keeps the function from working at this place.
     fn attached(&self, attachment: Attachment) -> Result<(), crate::Error>;
 
-    /// The function leaves its bus. Called once; no access is begun after it, but one that was
-    /// already on its way may still arrive from another thread.
+    /// The function leaves its bus. No access is begun after it, but one that was already on its way
+    /// may still arrive from another thread.
     fn detached(&self);
 
     /// Which interrupt pin the function drives, if it has one: what its Interrupt Pin register

@@ -6,7 +6,7 @@ use crate::Error;
 use crate::bar::{BarIndex, BarWindow};
 use crate::bars::{BarKind, Bars};
 use crate::config::{ConfigSpace, PciIdentity};
-use crate::function::{Attachment, ConfigEffect};
+use crate::function::{Attachment, ConfigEffect, Forwarding};
 use crate::intx::Intx;
 use crate::irq::{IntxPin, MsiSink, MsiVector};
 use crate::msix::{Msix, MsixLayout};
@@ -24,6 +24,8 @@ pub struct FunctionState {
     msix: Option<(u16, Msix)>,
     pin: Option<IntxPin>,
     intx: Arc<Intx>,
+    /// While the function is on its bus.
+    forwarding: Option<Arc<dyn Forwarding>>,
 }
 
 /// What a write into configuration space changed, for the function's owner.
@@ -49,6 +51,7 @@ impl FunctionState {
             msix: None,
             pin: None,
             intx: Arc::default(),
+            forwarding: None,
         }
     }
 
@@ -112,11 +115,13 @@ impl FunctionState {
         if self.pin.is_some() {
             self.intx.connect(attachment.intx.clone());
         }
+        self.forwarding = Some(attachment.forwarding.clone());
         Ok(())
     }
 
     /// Lets go of vectors and line: the function leaves its bus.
     pub fn disconnect(&mut self) {
+        self.forwarding = None;
         self.intx.disconnect();
         if let Some((_, msix)) = &mut self.msix {
             msix.disconnect();
@@ -164,6 +169,18 @@ impl FunctionState {
     /// The windows that are decoded now.
     pub fn windows(&self) -> Vec<BarWindow> {
         self.bars.windows(&self.config)
+    }
+
+    /// Those of the [`windows`](Self::windows) to which accesses come: none while the function is on
+    /// no bus, and none that a guest has put over something that is not the bus's. Only there may a
+    /// function have the machine watch addresses for it.
+    pub fn forwarded_windows(&self) -> Vec<BarWindow> {
+        let Some(forwarding) = &self.forwarding else {
+            return Vec::new();
+        };
+        let mut windows = self.windows();
+        windows.retain(|window| forwarding.forwards(window));
+        windows
     }
 
     /// Reads from the MSI-X table or pending bits, if the access touches them; see

@@ -122,7 +122,7 @@ pub use bars::{BarKind, Bars};
 pub use bus::PciBus;
 pub use config::{ConfigSpace, ConfigWritten, PciIdentity};
 pub use error::Error;
-pub use function::{Attachment, ConfigEffect, PciFunction};
+pub use function::{Attachment, ConfigEffect, Forwarding, PciFunction};
 pub use function_state::{ConfigChange, FunctionState};
 pub use host::{PciHost, PciHostConfig};
 pub use intx::Intx;

@@ -2,20 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, Weak};
 
 use crate::address::DevFn;
 use crate::aperture::Aperture;
 use crate::bar::{BarIndex, BarSpace, BarWindow};
-use crate::function::PciFunction;
+use crate::function::{Forwarding, PciFunction};
 use crate::lock::Shared;
 
 /// The windows of all functions behind one host, on whichever bus they are.
 ///
 /// A window counts if it lies wholly within an aperture of the host, as a host bridge forwards
-/// nothing else: no BAR can shadow RAM, ECAM or another device of the machine. Where windows
-/// overlap (one is then within the other, as all are aligned to their size) the smaller wins, and
-/// of equal ones that with the lowest bus, device, function and BAR number.
+/// nothing else: no BAR can shadow RAM, ECAM or another device of the machine. A function asks for
+/// the same answer ([`Forwarding::forwards`]) before it has the machine watch addresses in a window.
+/// Where windows overlap (one is then within the other, as all are aligned to their size) the smaller
+/// wins, and of equal ones that with the lowest bus, device, function and BAR number.
 ///
 /// The lock is held for lookups and updates alone, never while a function is called.
 #[derive(Debug)]
@@ -77,9 +78,13 @@ impl WindowMap {
         }
     }
 
+    /// The name of a function to come.
+    pub(crate) fn owner(&self) -> Owner {
+        Owner(self.ticket())
+    }
+
     /// Takes up a function and its windows.
-    pub(crate) fn add(&self, place: (u8, DevFn), function: Arc<dyn PciFunction>) -> Owner {
-        let owner = Owner(self.ticket());
+    pub(crate) fn add(&self, owner: Owner, place: (u8, DevFn), function: Arc<dyn PciFunction>) {
         self.state.writing().owners.insert(
             owner,
             Entry {
@@ -90,7 +95,6 @@ impl WindowMap {
             },
         );
         self.update(owner, function.as_ref());
-        owner
     }
 
     /// Asks a function for its windows after they changed. Of updates that run at the same time,
@@ -140,6 +144,17 @@ impl WindowMap {
         })
     }
 
+    /// Whether a window counts.
+    fn forwards(&self, window: &BarWindow) -> bool {
+        let apertures = match window.space {
+            BarSpace::Memory => &self.memory_apertures[..],
+            BarSpace::Io => std::slice::from_ref(&self.io_aperture),
+        };
+        let aligned = window.size.is_power_of_two() && window.base & (window.size - 1) == 0;
+        let inside = |aperture: &Aperture| aperture.holds(window.base, window.size);
+        aligned && apertures.iter().any(inside)
+    }
+
     fn ticket(&self) -> u64 {
         self.tickets.fetch_add(1, Ordering::AcqRel)
     }
@@ -149,13 +164,11 @@ impl WindowMap {
         let mut io = Vec::new();
         for (owner, entry) in &state.owners {
             for window in &entry.windows {
-                let (candidates, apertures) = match window.space {
-                    BarSpace::Memory => (&mut memory, &self.memory_apertures[..]),
-                    BarSpace::Io => (&mut io, std::slice::from_ref(&self.io_aperture)),
+                let candidates = match window.space {
+                    BarSpace::Memory => &mut memory,
+                    BarSpace::Io => &mut io,
                 };
-                let aligned = window.size.is_power_of_two() && window.base & (window.size - 1) == 0;
-                let inside = |aperture: &Aperture| aperture.holds(window.base, window.size);
-                if aligned && apertures.iter().any(inside) {
+                if self.forwards(window) {
                     candidates.push((entry.place, window.size, segment(*owner, window)));
                 } else {
                     tracing::debug!(place = ?entry.place, ?window, "window is not forwarded");
@@ -164,6 +177,25 @@ impl WindowMap {
         }
         state.memory = flatten(memory);
         state.io = flatten(io);
+    }
+}
+
+/// One function's way to the map.
+#[derive(Debug)]
+pub(crate) struct FunctionWindows {
+    pub(crate) map: Weak<WindowMap>,
+    pub(crate) owner: Owner,
+}
+
+impl Forwarding for FunctionWindows {
+    fn forwards(&self, window: &BarWindow) -> bool {
+        (self.map.upgrade()).is_some_and(|map| map.forwards(window))
+    }
+
+    fn windows_changed(&self, function: &dyn PciFunction) {
+        if let Some(map) = self.map.upgrade() {
+            map.update(self.owner, function);
+        }
     }
 }
 
@@ -293,7 +325,7 @@ mod tests {
         for (device, window) in (0..).zip(windows) {
             let devfn = DevFn::new(device, 0).unwrap();
             let function = Scripted::answering([vec![*window]]);
-            map.add((0, devfn), Arc::new(function));
+            map.add(map.owner(), (0, devfn), Arc::new(function));
         }
         map
     }
@@ -350,7 +382,8 @@ mod tests {
         let older = vec![window(0, 0, 8)];
         let newer = vec![window(0, 16, 8)];
         let function = Arc::new(Scripted::answering([newer, older, vec![]]));
-        let owner = map.add((0, DevFn::from_byte(0)), function.clone());
+        let owner = map.owner();
+        map.add(owner, (0, DevFn::from_byte(0)), function.clone());
         *function.meanwhile.lock().unwrap() = Some((map.clone(), owner));
         map.update(owner, function.as_ref());
         assert_eq!(hit(&map, 0), None);
@@ -362,7 +395,8 @@ mod tests {
         let map = WindowMap::new(vec![APERTURE], NO_PORTS);
         let answer = || vec![window(0, 0, 8)];
         let function = Arc::new(Scripted::answering([answer(), answer()]));
-        let owner = map.add((0, DevFn::from_byte(0)), function.clone());
+        let owner = map.owner();
+        map.add(owner, (0, DevFn::from_byte(0)), function.clone());
         assert!(hit(&map, 0).is_some());
         map.remove(owner);
         map.update(owner, function.as_ref());

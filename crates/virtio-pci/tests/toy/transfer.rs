@@ -210,8 +210,8 @@ fn kicks_are_bound_where_bar_4_is_and_only_while_it_is_decoded() {
 
     driver.command(0);
     assert!(machine.binder.addresses().is_empty(), "decoding is off");
-    driver.set_config(0x20, [0, 0, 0x10, 0]);
-    let moved = base & !0xffff_ffff | 0x10_0000;
+    driver.set_config(0x20, [0, 0, 0x20, 0]);
+    let moved = base & !0xffff_ffff | 0x20_0000;
     machine.toy.kick(0).read().unwrap();
     driver.command(IO_MEMORY_MASTER);
     assert_eq!(machine.binder.addresses(), at(moved));
@@ -219,6 +219,37 @@ fn kicks_are_bound_where_bar_4_is_and_only_while_it_is_decoded() {
 
     driver.set_status(0);
     assert!(machine.binder.addresses().is_empty(), "after a reset");
+}
+
+#[test]
+fn kicks_are_not_bound_over_what_is_not_the_buss() {
+    let machine = Machine::usual();
+    let driver = Driver::find(&machine);
+    driver.start();
+    let config = *machine.host.config();
+    // (where the guest puts BAR 4, whether accesses come there)
+    let table = [
+        (config.mmio32.base, true),
+        (0x8_0000, false),
+        (0xfec0_0000, false),
+        (0xfee0_0000, false),
+        (config.ecam.base, false),
+        (config.mmio64.base + config.mmio64.size, false),
+        (config.mmio64.base, true),
+    ];
+    for (base, comes) in table {
+        driver.command(0);
+        let [a, b, c, d, e, f, g, h] = u64::to_le_bytes(base);
+        driver.set_config(0x20, [a, b, c, d]);
+        driver.set_config(0x24, [e, f, g, h]);
+        driver.command(IO_MEMORY_MASTER);
+        let bound = if comes {
+            vec![base + 0x3000, base + 0x3004]
+        } else {
+            vec![]
+        };
+        assert_eq!(machine.binder.addresses(), bound, "{base:#x}");
+    }
 }
 
 #[test]
