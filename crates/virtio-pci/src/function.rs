@@ -244,7 +244,14 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> BusTransport<M> 
     }
 
     fn device_unplugged(&self, _device: &DeviceRef<M>) {
-        let plugged = self.state().plugged.take();
+        let mut state = self.state();
+        let plugged = state.plugged.take();
+        let forwarding = (state.attachment.as_ref()).map(|at| Arc::clone(&at.forwarding));
+        drop(state);
+        // The windows went with the device, and the bus asks for them under this lock.
+        if let Some(forwarding) = forwarding {
+            forwarding.windows_changed(self);
+        }
         if let Some(plugged) = plugged {
             plugged.take_apart();
         }

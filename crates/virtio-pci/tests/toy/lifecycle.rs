@@ -129,12 +129,21 @@ fn a_function_without_a_device_is_not_there() {
     let machine = Machine::usual();
     let driver = Driver::find(&machine);
     driver.start();
+    let bar = driver.bar(4);
+    let is_decoded = || machine.host.mmio_read(bar, &mut [0; 4]);
+    assert!(is_decoded());
     let toy = machine.pci.bus().unplug().unwrap();
     assert_eq!(machine.toy.lent(), 0);
     assert!(machine.binder.addresses().is_empty());
     assert_eq!(driver.config::<4>(0), [0xff; 4]);
+    assert!(!is_decoded(), "its windows are left");
     machine.pci.bus().plug(toy).unwrap();
     assert_eq!(driver.config::<4>(0), [0xf4, 0x1a, 0x44, 0x10]);
+    assert!(!is_decoded(), "a fresh function decodes nothing");
+    machine.host.assign_resources().unwrap();
+    driver.start();
+    machine.toy.call(1).notify();
+    assert_eq!(machine.msi.deliver().len(), 1);
 }
 
 #[test]
