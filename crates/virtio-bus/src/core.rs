@@ -40,8 +40,8 @@ pub enum Hold {
     BusMaster,
 }
 
-/// One queue: its registers, and the two ends of its notifications, which last as long as the device
-/// is plugged.
+/// One queue: its registers, and the two ends of its notifications. The kick lasts as long as the device
+/// is plugged, the call until [`VirtioCore::set_calls`].
 #[derive(Debug)]
 struct Queue {
     slot: QueueSlot,
@@ -111,6 +111,14 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             held_by_vmm: false,
             held_by_bus_master: false,
         })
+    }
+
+    /// Replaces each queue's way to the guest, for when the queues are next lent: the transport has moved.
+    /// A live queue keeps the one that it was lent with, so reset first.
+    pub fn set_calls(&mut self, mut call: impl FnMut(QueueIndex) -> Arc<dyn GuestNotifier>) {
+        for (index, queue) in (0..=u16::MAX).zip(&mut self.queues) {
+            queue.call = call(QueueIndex(index));
+        }
     }
 
     /// Resets the device and lets it go.

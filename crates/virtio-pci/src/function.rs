@@ -9,14 +9,12 @@ use virtio_bus::{
     VirtioCore,
 };
 use vm_memory::GuestAddressSpace;
-use vm_pci::{
-    Attachment, BarIndex, BarWindow, ConfigEffect, FunctionState, MsiSink, Msix, PciFunction,
-};
+use vm_pci::{Attachment, BarIndex, BarWindow, ConfigEffect, MsiSink, Msix, PciFunction};
 
 use crate::interrupts::{Interrupts, QueueInterrupt};
 use crate::kicks::BoundKicks;
 use crate::layout::{self, MAX_QUEUES, MAX_VECTORS, modern_bar};
-use crate::plugged::Plugged;
+use crate::plugged::{Plugged, vectors_of};
 use crate::window::Window;
 
 /// How a [`VirtioPci`] looks and works, where that is not the device's.
@@ -211,8 +209,9 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> BusTransport<M> 
             function
                 .connect(attachment, self.msi_sink.as_ref())
                 .map_err(unsuitable)?;
-            interrupts.connect(vectors_of(&function));
         }
+        let vectors = vectors_of(&function);
+        interrupts.connect(Arc::clone(&vectors));
         let backlink: Weak<Interrupts> = Arc::downgrade(&interrupts);
         let mut core = VirtioCore::new(
             Arc::clone(device),
@@ -220,12 +219,7 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> BusTransport<M> 
             &transport_features(),
             backlink,
             health,
-            |queue| {
-                Arc::new(QueueInterrupt {
-                    interrupts: Arc::clone(&interrupts),
-                    queue: queue.0,
-                })
-            },
+            |queue| QueueInterrupt::new(&interrupts, &vectors, queue),
         )
         .map_err(|source| PlugError::Host {
             what: "cannot make a kick for each queue",
@@ -262,9 +256,7 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> PciFunction for 
     fn attached(&self, attachment: Attachment) -> Result<(), vm_pci::Error> {
         let mut state = self.state();
         if let Some(plugged) = &mut state.plugged {
-            let function = &mut plugged.function;
-            function.connect(&attachment, self.msi_sink.as_ref())?;
-            plugged.interrupts.connect(vectors_of(function));
+            plugged.attach(&attachment, self.msi_sink.as_ref())?;
         }
         state.attachment = Some(attachment);
         Ok(())
@@ -273,8 +265,7 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> PciFunction for 
     fn detached(&self) {
         let mut state = self.state();
         if let Some(plugged) = &mut state.plugged {
-            plugged.reset_device();
-            plugged.function.disconnect();
+            plugged.detach();
         }
         state.attachment = None;
     }
@@ -312,16 +303,7 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> PciFunction for 
 
     fn reset(&self) {
         if let Some(plugged) = &mut self.state().plugged {
-            plugged.reset_device();
-            plugged.function.reset();
-            plugged.interrupts.set_msix(false);
-            plugged.core.set_hold(Hold::BusMaster, false);
+            plugged.reset();
         }
     }
-}
-
-fn vectors_of(function: &FunctionState) -> Vec<Arc<dyn vm_pci::MsiVector>> {
-    (0..MAX_VECTORS)
-        .map_while(|index| function.vector(index))
-        .collect()
 }

@@ -1,20 +1,25 @@
 //! Interrupts: what the data path does to the guest, without the transport's lock.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use virtio::pci::IsrStatus;
 use virtio_bus::{GuestNotifier, Health, Transport, signal};
+use virtqueue::QueueIndex;
 use vm_pci::{Intx, MsiVector};
 use vmm_sys_util::eventfd::EventFd;
 
 /// VIRTIO_MSI_NO_VECTOR: an event that is mapped to no vector (virtio 1.4, 4.1.5.1.2).
 pub(crate) const NO_VECTOR: u16 = 0xffff;
 
+/// The vectors that a function has on its bus; none while it is on none.
+pub(crate) type Vectors = Arc<[Arc<dyn MsiVector>]>;
+
 /// A function's way to its guest: ISR status and pin, or one MSI-X vector an event.
 ///
-/// Registers write here under the transport's lock; the data path reads atomics. The only lock on
-/// its way is the pin's own, and only while MSI-X is off.
+/// Registers write here under the transport's lock; the data path reads atomics. A used buffer
+/// notification takes a lock, the pin's own, only while MSI-X is off. A configuration change takes
+/// that one always, as it sets the ISR bit either way, and then that of `vectors`.
 #[derive(Debug)]
 pub(crate) struct Interrupts {
     name: String,
@@ -22,8 +27,8 @@ pub(crate) struct Interrupts {
     pin: Arc<Intx>,
     isr: AtomicU8,
     msix: AtomicBool,
-    /// Set once, when the function goes on its bus. Until then no message can be sent.
-    vectors: OnceLock<Vec<Arc<dyn MsiVector>>>,
+    /// For configuration changes; each [`QueueInterrupt`] has its own. A leaf lock.
+    vectors: RwLock<Vectors>,
     vector_count: u16,
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
@@ -43,17 +48,16 @@ impl Interrupts {
             pin,
             isr: AtomicU8::new(0),
             msix: AtomicBool::new(false),
-            vectors: OnceLock::new(),
+            vectors: RwLock::new(Vectors::from([])),
             vector_count,
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
         }
     }
 
-    /// The function is on its bus and has these vectors.
-    pub(crate) fn connect(&self, vectors: Vec<Arc<dyn MsiVector>>) {
-        // A function goes on a bus once in its life, so nothing is set yet.
-        let _ = self.vectors.set(vectors);
+    /// The function goes on its bus and has these vectors, or leaves it and has none.
+    pub(crate) fn connect(&self, vectors: Vectors) {
+        *(self.vectors.write()).unwrap_or_else(PoisonError::into_inner) = vectors;
     }
 
     /// MSI-X was switched on or off.
@@ -113,11 +117,11 @@ impl Interrupts {
         }
     }
 
-    fn vector_fd(&self, vector: u16) -> Option<&EventFd> {
+    /// What signals `vector` now.
+    fn fd_of<'a>(&self, vectors: &'a Vectors, vector: u16) -> Option<&'a EventFd> {
         if !self.msix.load(Ordering::Acquire) {
             return None;
         }
-        let vectors = self.vectors.get()?;
         Some(vectors.get(usize::from(vector))?.event_fd())
     }
 
@@ -128,18 +132,11 @@ impl Interrupts {
         });
     }
 
-    fn notify_queue(&self, queue: u16) {
-        if !self.msix.load(Ordering::Acquire) {
-            self.set_isr(IsrStatus::QUEUE_INTERRUPT);
-        } else if let Some(vector) = self.vector_fd(self.queue_vector(queue)) {
-            signal(vector);
-        }
-    }
-
     /// The ISR bit is set before the notification in either case (virtio 1.4, 4.1.4.5.1).
     fn notify_config(&self) {
         self.set_isr(IsrStatus::DEVICE_CONFIGURATION_INTERRUPT);
-        if let Some(vector) = self.vector_fd(self.config_vector()) {
+        let vectors = self.vectors.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(vector) = self.fd_of(&vectors, self.config_vector()) {
             signal(vector);
         }
     }
@@ -161,20 +158,39 @@ impl Transport for Interrupts {
     }
 }
 
-/// One queue's way to the guest.
+/// One queue's way to the guest, for as long as the function stays where it is.
 #[derive(Debug)]
 pub(crate) struct QueueInterrupt {
-    pub(crate) interrupts: Arc<Interrupts>,
-    pub(crate) queue: u16,
+    interrupts: Arc<Interrupts>,
+    vectors: Vectors,
+    queue: u16,
+}
+
+impl QueueInterrupt {
+    pub(crate) fn new(
+        interrupts: &Arc<Interrupts>,
+        vectors: &Vectors,
+        queue: QueueIndex,
+    ) -> Arc<dyn GuestNotifier> {
+        Arc::new(Self {
+            interrupts: Arc::clone(interrupts),
+            vectors: Arc::clone(vectors),
+            queue: queue.0,
+        })
+    }
 }
 
 impl GuestNotifier for QueueInterrupt {
     fn notify(&self) {
-        self.interrupts.notify_queue(self.queue);
+        if !self.interrupts.msix.load(Ordering::Acquire) {
+            self.interrupts.set_isr(IsrStatus::QUEUE_INTERRUPT);
+        } else if let Some(vector) = self.event_fd() {
+            signal(vector);
+        }
     }
 
     fn event_fd(&self) -> Option<&EventFd> {
-        self.interrupts
-            .vector_fd(self.interrupts.queue_vector(self.queue))
+        let vector = self.interrupts.queue_vector(self.queue);
+        self.interrupts.fd_of(&self.vectors, vector)
     }
 }

@@ -9,8 +9,11 @@
 //! into interrupts, and a [`KickBinder`](virtio_bus::KickBinder) that may turn notify registers into
 //! descriptors. It does not know what its device does.
 //!
-//! A device's interrupts take no lock of this crate while MSI-X is on, and only the pin's while it is
-//! off; registers are under one lock.
+//! A used buffer notification takes no lock while MSI-X is on, and only the pin's while it is off; a
+//! configuration change takes the pin's in any case. Registers are under one lock.
+//!
+//! A function may leave its bus and go on another, and is then as after power-on; its device stays
+//! plugged.
 //!
 //! Not built: the legacy interface (a transitional device, 0x1000), `page-per-vq`, notification data,
 //! administration queues, shared memory regions.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use virtio_bus::{Half, Hold, KickAddress, KickSpace, QueueArea, StatusEffect, VirtioCore, signal};
 use vm_memory::GuestAddressSpace;
 use vm_pci::registers::Command;
-use vm_pci::{BarIndex, BarSpace, ConfigEffect, FunctionState};
+use vm_pci::{Attachment, BarIndex, BarSpace, ConfigEffect, Error, FunctionState, MsiSink};
 
-use crate::interrupts::{Interrupts, NO_VECTOR};
+use crate::interrupts::{Interrupts, NO_VECTOR, QueueInterrupt, Vectors};
 use crate::kicks::BoundKicks;
-use crate::layout::{NOTIFY_MULTIPLIER, NOTIFY_OFFSET, Region};
+use crate::layout::{MAX_VECTORS, NOTIFY_MULTIPLIER, NOTIFY_OFFSET, Region};
 use crate::registers::{self, Register, RegisterFile};
 use crate::window::Window;
 
@@ -33,7 +33,38 @@ impl<M: GuestAddressSpace> Plugged<M> {
         self.core.unplug();
     }
 
-    pub(crate) fn reset_device(&mut self) {
+    /// The function goes on its bus, as after power-on: what was left of its last bus is no longer true.
+    pub(crate) fn attach(&mut self, at: &Attachment, sink: &dyn MsiSink) -> Result<(), Error> {
+        self.reset();
+        self.function.connect(at, sink)?;
+        self.connect_interrupts();
+        Ok(())
+    }
+
+    /// The function leaves its bus: nothing is bound, and it has neither vectors nor a line.
+    pub(crate) fn detach(&mut self) {
+        self.reset();
+        self.function.disconnect();
+        self.connect_interrupts();
+    }
+
+    fn connect_interrupts(&mut self) {
+        let vectors = vectors_of(&self.function);
+        let interrupts = &self.interrupts;
+        interrupts.connect(Arc::clone(&vectors));
+        let call = |queue| QueueInterrupt::new(interrupts, &vectors, queue);
+        self.core.set_calls(call);
+    }
+
+    /// Back to the state after power-on.
+    pub(crate) fn reset(&mut self) {
+        self.reset_device();
+        self.function.reset();
+        self.interrupts.set_msix(false);
+        self.core.set_hold(Hold::BusMaster, false);
+    }
+
+    fn reset_device(&mut self) {
         self.core.reset();
         self.interrupts.reset();
         self.bind_kicks();
@@ -198,6 +229,13 @@ impl<M: GuestAddressSpace> Plugged<M> {
     fn set_address(&mut self, area: QueueArea, half: Half, value: u32) {
         self.core.set_queue_address(area, half, value);
     }
+}
+
+/// The vectors that the function has now.
+pub(crate) fn vectors_of(function: &FunctionState) -> Vectors {
+    (0..MAX_VECTORS)
+        .map_while(|index| function.vector(index))
+        .collect()
 }
 
 /// The half of a 64-bit register.

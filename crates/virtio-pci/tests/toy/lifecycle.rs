@@ -6,10 +6,11 @@ use virtio::F;
 use virtio_bus::VirtioDevice;
 use virtio_pci::VirtioPciConfig;
 use virtqueue::mock::Buffer;
-use vm_pci::DevFn;
+use vm_pci::{BarIndex, DevFn};
 
 use crate::driver::{Driver, IO_MEMORY_MASTER};
 use crate::machine::{Binder, DEVFN, GSI, Machine};
+use crate::transfer::sent;
 
 #[test]
 fn a_reset_by_status_hands_everything_back() {
@@ -156,6 +157,35 @@ fn a_function_that_leaves_its_bus_has_reset_its_device_and_let_go_of_the_kicks()
     assert_eq!(machine.toy.lent(), 0);
     assert!(machine.binder.addresses().is_empty());
     assert_eq!(driver.config::<4>(0), [0xff; 4]);
+}
+
+#[test]
+fn a_function_that_comes_back_is_as_after_power_on_and_sends_its_messages() {
+    let machine = Machine::usual();
+    let driver = Driver::find(&machine);
+    driver.start();
+    driver.command(IO_MEMORY_MASTER & !4);
+    let devfn = DevFn::new(DEVFN.0, DEVFN.1).unwrap();
+    let function = machine.host.bus().detach(devfn).unwrap();
+    assert_eq!(machine.msi.held(), 0, "vectors of the place it left");
+    // Writes that were on their way when it left.
+    function.bar_write(BarIndex::new(4).unwrap(), 0x10, &[0, 0]);
+    let _ = function.config_write(4, &[7]);
+    machine.host.bus().attach(devfn, function).unwrap();
+    assert_eq!(driver.config::<2>(4), [0, 0], "command");
+    assert_eq!(driver.bar(4), 0);
+    assert!(!machine.toy.is_paused());
+    machine.host.assign_resources().unwrap();
+    driver.command(2);
+    assert_eq!(driver.common::<2>(0x10), [0xff; 2]);
+    driver.start();
+    for queue in [0, 1] {
+        machine.toy.call(queue).notify();
+        assert_eq!(sent(&machine), [u32::from(queue) + 1]);
+    }
+    machine.toy.transport().config_changed();
+    assert_eq!(sent(&machine), [0]);
+    assert_eq!(machine.msi.held(), 3);
 }
 
 #[test]

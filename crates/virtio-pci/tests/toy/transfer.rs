@@ -14,7 +14,7 @@ fn filled(machine: &Machine) -> [u8; 4] {
     data
 }
 
-fn sent(machine: &Machine) -> Vec<u32> {
+pub(crate) fn sent(machine: &Machine) -> Vec<u32> {
     let messages = machine.msi.deliver();
     messages.into_iter().map(|message| message.data).collect()
 }
