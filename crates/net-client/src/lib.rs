@@ -55,6 +55,7 @@
 //! |---|---|
 //! | `client` | what a client is: frames, sources, answers, completions |
 //! | `port` | one end of a link |
+//! | `connection` | how two ports become peers, move to another context, and part |
 //! | `passage` | the way of a frame past filters, and the wait for room behind them |
 //! | `filter` | what stands between peers: sees, drops, holds |
 //! | `capture` | a filter that writes frames to a pcap file |
@@ -72,6 +73,7 @@
 mod bounce;
 mod capture;
 mod client;
+mod connection;
 mod dump;
 mod faulty;
 mod filter;
@@ -88,6 +90,7 @@ mod vnet;
 
 pub use capture::{CAPTURE_MAX_LEN, Capture, Clock};
 pub use client::{Drained, Frame, FrameSource, NetClient, Read, Received, Token};
+pub use connection::ConnectError;
 pub use dump::FilterError;
 pub use faulty::{Faults, Faulty};
 pub use filter::{Direction, Directions, Filter, FilterId, Passing, Position, Verdict};
@@ -95,7 +98,7 @@ pub use help::KindHelp;
 pub use iovec::{IoVec, copy_from_iov, copy_to_iov, total_len};
 pub use loopback::Loopback;
 pub use netdev::{Constructor, NetClients, Netdev, NetdevError, OpenError, Opener};
-pub use port::{ConnectError, Port};
+pub use port::Port;
 pub use recorder::Recorder;
 pub use statistics::{DirectionStatistics, DropReason, Statistics};
 pub use vnet::{Offloads, VnetHeader};

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::client::{Frame, NetClient, Received};
+use crate::connection::wait_for;
 use crate::filter::{Direction, Directions, Filter, FilterId, Passing, Position, Slot, Verdict};
 use crate::iovec::IoVec;
-use crate::port::{Port, wait_for};
+use crate::port::Port;
 use crate::queue::{Full, PacketQueue};
 use crate::statistics::DropReason;
 
@@ -92,6 +93,16 @@ impl Port {
                 let _taken = self.pass(&peer, &*client, &frame, None);
             }
             Err(reason) => self.sent.dropped(reason),
+        }
+    }
+
+    /// Forgets all frames that wait for this client, at its peer's port and at filters, and counts them
+    /// as [`DropReason::NotRunning`]. Called by a client that begins anew, on the context: what was
+    /// sent before its reset does not reach it after, nor with a header of another length.
+    #[doc(alias = "qemu_purge_queued_packets")]
+    pub fn purge(&self) {
+        if let Some(peer) = self.peer() {
+            peer.forget_sent(self);
         }
     }
 
@@ -196,6 +207,16 @@ impl Port {
                 self.count(direction, reason);
             }
         }
+    }
+
+    /// Forgets what is on its way to `peer`.
+    fn forget_sent(&self, peer: &Self) {
+        if self.bounce.clear() {
+            self.sent.dropped(DropReason::NotRunning);
+        }
+        self.forget_waiting(DropReason::NotRunning);
+        self.forget_held(Direction::Tx, DropReason::NotRunning);
+        peer.forget_held(Direction::Rx, DropReason::NotRunning);
     }
 
     /// Lets frames go on that `slot` of this port holds. On the context.
