@@ -219,7 +219,7 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> BusTransport<M> 
             &transport_features(),
             backlink,
             health,
-            |queue| QueueInterrupt::new(&interrupts, &vectors, queue),
+            |queue| QueueInterrupt::notifier(&interrupts, &vectors, queue),
         )
         .map_err(|source| PlugError::Host {
             what: "cannot make a kick for each queue",

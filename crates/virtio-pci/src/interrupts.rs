@@ -167,7 +167,7 @@ pub(crate) struct QueueInterrupt {
 }
 
 impl QueueInterrupt {
-    pub(crate) fn new(
+    pub(crate) fn notifier(
         interrupts: &Arc<Interrupts>,
         vectors: &Vectors,
         queue: QueueIndex,

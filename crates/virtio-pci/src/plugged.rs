@@ -52,7 +52,7 @@ impl<M: GuestAddressSpace> Plugged<M> {
         let vectors = vectors_of(&self.function);
         let interrupts = &self.interrupts;
         interrupts.connect(Arc::clone(&vectors));
-        let call = |queue| QueueInterrupt::new(interrupts, &vectors, queue);
+        let call = |queue| QueueInterrupt::notifier(interrupts, &vectors, queue);
         self.core.set_calls(call);
     }
 
