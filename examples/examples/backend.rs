@@ -189,3 +189,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         Err("no frame came back".into())
     }
 }
+
+#[cfg(test)]
+#[test]
+fn what_is_sent_comes_back() {
+    main().unwrap();
+}

@@ -90,3 +90,12 @@ fn capture(file: &str) -> Result<u64, Box<dyn Error>> {
         None => Ok(capture.frames()),
     }
 }
+
+#[cfg(test)]
+#[test]
+fn each_frame_is_captured_both_ways() {
+    let file = std::env::temp_dir().join(format!("capture-{}.pcap", std::process::id()));
+    let frames = capture(&file.to_string_lossy());
+    std::fs::remove_file(file).unwrap();
+    assert_eq!(frames.unwrap(), 2 * u64::from(FRAMES));
+}

@@ -82,3 +82,9 @@ fn show(asked: &str) -> Result<(), Box<dyn Error>> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[test]
+fn a_device_is_made_and_shown() {
+    show("virtio-net-pci,id=net0,netdev=peer").unwrap();
+}

@@ -111,3 +111,9 @@ impl GuestNotifier for Interrupts {
 
 /// Bytes in front of each frame: `struct virtio_net_hdr_v1`.
 const HEADER: usize = 12;
+
+#[cfg(test)]
+#[test]
+fn what_is_sent_comes_back() {
+    main().unwrap();
+}
