@@ -124,14 +124,26 @@ impl TapQueue {
         gone
     }
 
+    /// Watches the interface no more. A peer that waits for room goes on, to have its frames dropped:
+    /// the descriptor will never say that there is any.
     fn give_up(&self, error: &dyn std::fmt::Display) {
         self.detach();
-        if !self.gone.swap(true, Ordering::Relaxed) {
-            tracing::error!(
-                interface = self.tap.name(),
-                %error,
-                "the tap interface is gone; its frames are dropped from now on"
-            );
+        if self.gone.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::error!(
+            interface = self.tap.name(),
+            %error,
+            "the tap interface is gone; its frames are dropped from now on"
+        );
+        // Not from here: the peer may be further up the stack.
+        if let Some(context) = self.port.context() {
+            let me = self.me.clone();
+            context.schedule(Box::new(move || {
+                if let Some(queue) = me.upgrade() {
+                    queue.port.room();
+                }
+            }));
         }
     }
 
@@ -428,6 +440,42 @@ mod tests {
             assert_eq!(bench.queue.lock().at.is_some(), stays, "errno {errno}");
             let sent = bench.queue.port().statistics().sent;
             assert_eq!(sent.dropped(DropReason::Backend), drops, "errno {errno}");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_waits_for_room_hears_when_the_interface_goes_and_has_its_frames_dropped() {
+        let readable = Readiness {
+            readable: true,
+            ..Readiness::default()
+        };
+        let error = Readiness {
+            error: true,
+            ..Readiness::default()
+        };
+        let all = Readiness {
+            writable: true,
+            ..error
+        };
+        // What the descriptor reports, and what a read of it says then.
+        let table = [
+            (error, None),
+            (all, None),
+            (readable, Some(libc::EBADFD)),
+            (readable, Some(libc::EIO)),
+        ];
+        for (readiness, errno) in table {
+            let bench = bench();
+            let reads = errno.map(Err);
+            bench.engine.reads.lock().unwrap().extend(reads);
+            assert_eq!(bench.nic.port().send_bytes(b"x"), Received::Busy);
+            bench.queue.ready(readiness);
+            bench.context.turn(Some(std::time::Duration::ZERO)).unwrap();
+            let case = format!("{readiness:?}, errno {errno:?}");
+            assert_eq!(bench.nic.rooms_heard(), 1, "{case}");
+            assert_eq!(bench.nic.port().send_bytes(b"x"), Received::Taken, "{case}");
+            let received = bench.queue.port().statistics().received;
+            assert_eq!(received.dropped(DropReason::Backend), 1, "{case}");
         }
     }
 
