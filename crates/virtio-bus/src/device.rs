@@ -35,7 +35,13 @@ pub trait GuestNotifier: Send + Sync + fmt::Debug {
     fn notify(&self);
 
     /// A descriptor that does the same when it is written to, for a data plane outside of the
-    /// device; `None` where only [`notify`](Self::notify) can (INTx).
+    /// device; `None` where only [`notify`](Self::notify) can (INTx), and where nothing is to be sent (a
+    /// queue without a vector).
+    ///
+    /// It is the one of this moment: a driver may map the queue to another vector or switch MSI-X on and
+    /// off at any time, and then [`call_changed`](VirtioDevice::call_changed) tells the device to ask
+    /// again. Until then a signal to the old one makes the old interrupt. Masking does not change the
+    /// descriptor: what is signalled meanwhile stays pending in it.
     fn event_fd(&self) -> Option<&EventFd>;
 }
 
@@ -175,6 +181,13 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send + Sync + fmt::Debug {
     /// The driver resets one queue (virtio 1.4, 2.6.1): stop it, wait for what is in flight, hand it
     /// back. `None` if the device has not got it.
     fn stop_queue(&self, index: QueueIndex) -> Option<ActiveQueue>;
+
+    /// [`GuestNotifier::event_fd`] of a queue that the device has names another descriptor, or none, from
+    /// now on. A device that has handed the descriptor on hands on the other; one that only calls
+    /// [`notify`](GuestNotifier::notify) has nothing to do. May be called with no change as well.
+    fn call_changed(&self, queue: QueueIndex) {
+        let _ = queue;
+    }
 
     /// Back to the state after creation: stop all queues, wait for the last completion of what is in
     /// flight, hand the queues back, forget features and driver-set state. May be called at any time

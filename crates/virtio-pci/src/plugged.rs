@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use virtio_bus::{Half, Hold, KickAddress, KickSpace, QueueArea, StatusEffect, VirtioCore, signal};
+use virtqueue::QueueIndex;
 use vm_memory::GuestAddressSpace;
 use vm_pci::registers::Command;
 use vm_pci::{Attachment, BarIndex, BarSpace, ConfigEffect, Error, FunctionState, MsiSink};
@@ -116,6 +117,11 @@ impl<M: GuestAddressSpace> Plugged<M> {
         let change = self.function.config_write(offset, data);
         if change.msix_toggled {
             self.interrupts.set_msix(self.function.msix_enabled());
+            for (queue, _) in self.core.live_queues() {
+                if self.interrupts.queue_vector(queue.0) != NO_VECTOR {
+                    self.core.call_changed(queue);
+                }
+            }
         }
         let was_master = change.old_command.contains(Command::BUS_MASTER);
         let is_master = change.command.contains(Command::BUS_MASTER);
@@ -299,7 +305,12 @@ impl<M: GuestAddressSpace> RegisterFile for Plugged<M> {
             Register::QueueSize => core.set_queue_size(low(value)),
             Register::QueueMsixVector => {
                 let queue = core.queue_select();
+                let before = self.interrupts.queue_vector(queue);
                 self.interrupts.set_queue_vector(queue, low(value));
+                let changed = self.interrupts.queue_vector(queue) != before;
+                if changed && self.function.msix_enabled() {
+                    core.call_changed(QueueIndex(queue));
+                }
             }
             // "The driver MUST NOT write a 0 to queue_enable" (virtio 1.4, 4.1.4.3.2): only 1 means
             // anything, in either register.

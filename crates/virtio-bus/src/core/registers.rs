@@ -235,6 +235,14 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
         true
     }
 
+    /// Tells the device that the call of `queue` names another descriptor, if it has that queue.
+    pub fn call_changed(&self, queue: QueueIndex) {
+        let is_live = |queue: &Queue| queue.slot.is_live();
+        if (self.queues.get(usize::from(queue.0))).is_some_and(is_live) {
+            self.device.call_changed(queue);
+        }
+    }
+
     /// The queues that the device has, each with its kick.
     pub fn live_queues(&self) -> impl Iterator<Item = (QueueIndex, &Arc<EventFd>)> {
         (0..=u16::MAX)

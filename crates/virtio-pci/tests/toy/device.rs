@@ -26,6 +26,8 @@ pub(crate) struct Toy {
     given: Mutex<Option<(F, Memory)>>,
     fill: AtomicU8,
     paused: AtomicBool,
+    /// Queues whose call has changed.
+    changed: Mutex<Vec<u16>>,
     pub(crate) config: Mutex<[u8; 5]>,
     pub(crate) transport: Mutex<Option<Weak<dyn Transport>>>,
 }
@@ -97,6 +99,10 @@ impl Toy {
                 .queue
                 .kick,
         )
+    }
+
+    pub(crate) fn take_changed(&self) -> Vec<u16> {
+        std::mem::take(&mut *self.changed.lock().unwrap())
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -183,6 +189,9 @@ impl VirtioDevice<Memory> for Toy {
         let mut lent = self.lent.lock().unwrap();
         let at = lent.iter().position(|lent| lent.queue.index == index)?;
         Some(lent.remove(at).queue)
+    }
+    fn call_changed(&self, queue: QueueIndex) {
+        self.changed.lock().unwrap().push(queue.0);
     }
     fn reset(&self) -> Vec<ActiveQueue> {
         *self.given.lock().unwrap() = None;

@@ -119,6 +119,36 @@ fn a_queues_descriptor_is_its_vectors() {
 }
 
 #[test]
+fn a_device_is_told_when_the_descriptor_of_a_queue_changes_and_not_when_it_is_masked() {
+    let machine = Machine::usual();
+    let driver = Driver::find(&machine);
+    driver.start();
+    assert_eq!(machine.toy.take_changed(), [0; 0], "before DRIVER_OK");
+    let map = |queue: u16, vector: u16| {
+        driver.set_common(0x16, queue.to_le_bytes());
+        driver.set_common(0x1a, vector.to_le_bytes());
+        machine.toy.take_changed()
+    };
+    let control = |value| {
+        driver.msix_control(value);
+        machine.toy.take_changed()
+    };
+    assert_eq!(map(0, 1), [0; 0], "mapped to the same");
+    assert_eq!(map(0, 2), [0]);
+    machine.toy.call(0).event_fd().unwrap().write(1).unwrap();
+    assert_eq!(sent(&machine), [2]);
+    assert_eq!(control(0xc000), [0; 0], "masked");
+    driver.write(driver.bar(1) + 0x20 + 12, 1_u32.to_le_bytes());
+    assert_eq!(machine.toy.take_changed(), [0; 0], "one vector masked");
+    assert_eq!(map(1, 0xffff), [1], "unmapped");
+    assert_eq!(control(0), [0], "off: the other had none");
+    assert_eq!(map(1, 2), [0; 0], "mapped while MSI-X is off");
+    assert_eq!(control(0x8000), [0, 1], "on");
+    driver.set_status(0);
+    assert_eq!(map(0, 1), [0; 0], "after a reset");
+}
+
+#[test]
 fn a_vector_shared_by_queues_and_configuration_is_sent_for_each() {
     let machine = Machine::usual();
     let driver = Driver::find(&machine);
