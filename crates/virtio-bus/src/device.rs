@@ -116,8 +116,14 @@ pub struct NotActivated {
 /// A virtio device: what its transport asks of it, in the order in which it asks.
 ///
 /// The transport calls with its one lock held; the device calls back only through [`Transport`] and
-/// [`GuestNotifier`], which take no lock. Guest memory is `M`; a device stores it for as long as it
-/// is active.
+/// [`GuestNotifier`], which do not take that lock. Guest memory is `M`; a device stores it for as long
+/// as it is active.
+///
+/// A device may in turn hold its own lock while it calls what is behind it (a network backend, say),
+/// and [`negotiate`](Self::negotiate), [`reset`](Self::reset) and the like then hold both over that
+/// call. So whatever is behind a device must answer without calling the transport, and without
+/// waiting for a thread that may be in one of the transport's registers: a vCPU that reads one waits
+/// for as long as the backend takes.
 #[doc(alias = "VirtioDeviceClass")]
 pub trait VirtioDevice<M: GuestAddressSpace>: Send + Sync + fmt::Debug {
     /// The device type (virtio 1.4, 5).
