@@ -47,6 +47,21 @@ struct Queue {
     slot: QueueSlot,
     kick: Arc<EventFd>,
     call: Arc<dyn GuestNotifier>,
+    /// Where it starts when it is lent.
+    state: QueueState,
+    /// Where it stood when it last came back.
+    returned: Option<QueueState>,
+}
+
+impl Queue {
+    /// Back to what a driver finds first; what came from the device is kept.
+    fn reset(&mut self, returned: Option<ActiveQueue>) {
+        if let Some(queue) = returned {
+            self.returned = Some(queue.state);
+        }
+        self.slot = QueueSlot::new(self.slot.config().max_size);
+        self.state = QueueState::default();
+    }
 }
 
 /// A plugged device's registers, as every transport has them.
@@ -92,6 +107,8 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
                     slot: QueueSlot::new(max_size),
                     kick: Arc::new(EventFd::new(EFD_NONBLOCK)?),
                     call: call(QueueIndex(index)),
+                    state: QueueState::default(),
+                    returned: None,
                 })
             })
             .collect::<io::Result<Vec<_>>>()?;
@@ -130,9 +147,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
     /// Back to what a driver finds first: the device gives its queues back and status is 0
     /// (virtio 1.4, 2.4.1). Being held is not the driver's state and stays.
     pub fn reset(&mut self) {
-        for queue in self.device.reset() {
-            tracing::trace!(queue = %queue.index, state = ?queue.state, "queue came back");
-        }
+        let mut returned = self.device.reset();
         let Self {
             device: _,
             memory: _,
@@ -146,8 +161,9 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             held_by_vmm: _,
             held_by_bus_master: _,
         } = self;
-        for queue in queues {
-            queue.slot = QueueSlot::new(queue.slot.config().max_size);
+        for (index, queue) in (0..=u16::MAX).zip(queues) {
+            let at = (returned.iter()).position(|queue| queue.index == QueueIndex(index));
+            queue.reset(at.map(|at| returned.swap_remove(at)));
         }
         features.reset();
         *status = DeviceStatus::empty();
@@ -294,7 +310,7 @@ fn lend(index: QueueIndex, queue: &mut Queue) -> Option<ActiveQueue> {
     Some(ActiveQueue {
         index,
         config: queue.slot.lend()?,
-        state: QueueState::default(),
+        state: queue.state,
         kick: Arc::clone(&queue.kick),
         call: Arc::clone(&queue.call),
     })

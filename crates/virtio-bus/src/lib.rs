@@ -8,7 +8,12 @@
 //! queue, [`GuestNotifier`]; neither takes a lock of the transport.
 //!
 //! A queue's registers are frozen from `queue_enable` on, and the queue itself, an [`ActiveQueue`], is on
-//! loan to the device from DRIVER_OK until reset.
+//! loan to the device from DRIVER_OK until reset. It takes with it where it starts
+//! ([`VirtioCore::set_queue_state`]) and brings back where it stopped
+//! ([`VirtioCore::returned_state`]).
+//!
+//! Not built: saving a device that runs and restoring it. The rest of what a driver has set (status,
+//! features, the registers of queues) can be neither read out as a whole nor set.
 //!
 //! Nothing here knows an interrupt controller, an address space or KVM: kicks are descriptors that a
 //! [`KickBinder`] may bind to the guest's writes.

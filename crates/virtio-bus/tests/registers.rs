@@ -10,7 +10,7 @@ use virtio_bus::{
     GuestNotifier, Half, Health, Hold, NotActivated, PlugError, QueueArea, StatusEffect, Transport,
     TransportFeatures, VirtioBus, VirtioCore, VirtioDevice,
 };
-use virtqueue::QueueIndex;
+use virtqueue::{QueueIndex, QueueState};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -360,6 +360,50 @@ fn a_queue_enabled_on_a_live_device_is_kicked_once_for_what_was_queued_before() 
     rig.core.set_queue_select(1);
     assert!(rig.core.enable_queue());
     assert_eq!(rig.toy.queues.lock().unwrap()[0].kick.read().unwrap(), 1);
+}
+
+#[test]
+fn a_queue_starts_where_it_is_told_and_where_it_stopped_can_be_read() {
+    let state = |next_avail, next_used| QueueState {
+        next_avail,
+        next_used,
+    };
+    let ring_reset = F::RING_RESET.bits().to_ne();
+    for whole in [false, true] {
+        let mut rig = Rig::new();
+        rig.negotiate(ring_reset);
+        assert!(!rig.core.set_queue_state(QueueIndex(9), state(1, 1)));
+        assert!(rig.core.set_queue_state(QueueIndex(1), state(7, 5)));
+        rig.enable(0);
+        rig.enable(1);
+        let _ = rig.core.write_status(0xf);
+        let lent: Vec<_> = (rig.toy.queues.lock().unwrap().iter_mut())
+            .map(|queue| std::mem::replace(&mut queue.state, state(20, 19)))
+            .collect();
+        assert_eq!(lent, [state(0, 0), state(7, 5)]);
+        assert!(
+            !rig.core.set_queue_state(QueueIndex(1), state(1, 1)),
+            "live"
+        );
+        assert_eq!(rig.core.returned_state(QueueIndex(1)), None);
+
+        if whole {
+            let _ = rig.core.write_status(0);
+            rig.negotiate(ring_reset);
+            let _ = rig.core.write_status(0xf);
+            rig.core.set_queue_select(1);
+        } else {
+            assert!(rig.core.reset_queue());
+        }
+        assert_eq!(rig.core.returned_state(QueueIndex(1)), Some(state(20, 19)));
+        let other = whole.then_some(state(20, 19));
+        assert_eq!(rig.core.returned_state(QueueIndex(0)), other);
+
+        assert!(rig.core.enable_queue());
+        let queues = rig.toy.queues.lock().unwrap();
+        let anew = queues.last().unwrap();
+        assert_eq!((anew.index, anew.state), (QueueIndex(1), state(0, 0)));
+    }
 }
 
 #[test]

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use virtio::{DeviceStatus, F};
-use virtqueue::{QueueConfig, QueueIndex};
+use virtqueue::{QueueConfig, QueueIndex, QueueState};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Queue, VirtioCore, lend, signal};
-use crate::slot::{QueueSlot, size_is_legal};
+use crate::slot::size_is_legal;
 
 /// One of the three areas of a queue (virtio 1.4, 2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,11 +228,31 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
         let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else {
             return false;
         };
-        if queue.slot.is_live() {
-            drop(self.device.stop_queue(QueueIndex(self.queue_select)));
-        }
-        queue.slot = QueueSlot::new(queue.slot.config().max_size);
+        let returned = (queue.slot.is_live())
+            .then(|| self.device.stop_queue(QueueIndex(self.queue_select)))
+            .flatten();
+        queue.reset(returned);
         true
+    }
+
+    /// Sets where `queue` starts when it is next lent, instead of at the first entry: for a queue that went
+    /// on elsewhere, before DRIVER_OK or `queue_enable`. A reset, or one of the ring, forgets it.
+    /// Refused (`false`) while the device has the queue, and where there is no such queue.
+    #[must_use]
+    pub fn set_queue_state(&mut self, queue: QueueIndex, state: QueueState) -> bool {
+        match self.queues.get_mut(usize::from(queue.0)) {
+            Some(queue) if !queue.slot.is_live() => {
+                queue.state = state;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Where `queue` stood when the device last handed it back, at a reset or one of the ring. `None` if
+    /// it never has. Entries below `next_avail` that are not used yet were given up.
+    pub fn returned_state(&self, queue: QueueIndex) -> Option<QueueState> {
+        self.queues.get(usize::from(queue.0))?.returned
     }
 
     /// Tells the device that the call of `queue` names another descriptor, if it has that queue.
