@@ -7,7 +7,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Barrier, Mutex, Weak};
+use std::thread;
 use std::time::Duration;
 
 use iothread::{AioContext, EventLoop, IoThread};
@@ -187,6 +188,97 @@ fn disconnecting_brings_back_what_was_lent_in_any_order() {
     nic.port.disconnect();
     tap.port.disconnect();
     assert_eq!(tap.calls().len(), 3);
+}
+
+#[test]
+fn disconnecting_at_both_ends_at_once_disconnects_and_both_calls_return_after_it() {
+    let thread = IoThread::new("io").unwrap();
+    let by_hand = context().1;
+    let nic = Keeper::new("nic", false);
+    let tap = Keeper::new("tap", false);
+    for round in 0..500_u32 {
+        let context = if round % 2 == 0 {
+            &thread.context()
+        } else {
+            &by_hand
+        };
+        Port::connect(&nic.port, &tap.port, context).unwrap();
+        for (from, to) in [(&nic, &tap), (&tap, &nic)] {
+            let frame = Frame {
+                token: Some(Token(round)),
+                iov: &[],
+                len: 0,
+            };
+            assert_eq!(from.port.send(&frame), Received::Lent);
+            assert_eq!(*to.kept.lock().unwrap(), [Token(round)]);
+        }
+        let barrier = Barrier::new(2);
+        thread::scope(|scope| {
+            for end in [&nic, &tap] {
+                scope.spawn(|| {
+                    barrier.wait();
+                    end.port.disconnect();
+                    for end in [&nic, &tap] {
+                        let sent = end.sent.lock().unwrap();
+                        assert_eq!(sent.last(), Some(&Token(round)), "round {round}");
+                    }
+                    assert!(end.port.peer().is_none(), "round {round}");
+                });
+            }
+        });
+    }
+    let once = ["attach", "detach", "revoke"];
+    assert_eq!(nic.calls(), once.repeat(500));
+}
+
+#[test]
+fn disconnecting_at_one_end_while_the_other_is_dropped_frees_the_one_that_stays() {
+    let thread = IoThread::new("io").unwrap();
+    let tap = Keeper::new("tap", false);
+    for round in 0..500 {
+        let nic = Keeper::new("nic", false);
+        Port::connect(&nic.port, &tap.port, &thread.context()).unwrap();
+        let barrier = Barrier::new(2);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                barrier.wait();
+                drop(nic);
+            });
+            barrier.wait();
+            tap.port.disconnect();
+            assert!(tap.port.context().is_none(), "round {round}");
+            assert_eq!(tap.calls().len(), 3 * (round + 1), "round {round}");
+        });
+    }
+}
+
+#[test]
+fn disconnecting_while_the_link_moves_leaves_no_client_attached() {
+    let threads = ["io0", "io1"].map(|name| IoThread::new(name).unwrap());
+    let [from, to] = [&threads[0], &threads[1]].map(IoThread::context);
+    let nic = Keeper::new("nic", false);
+    let tap = Keeper::new("tap", false);
+    for round in 0..500 {
+        Port::connect(&nic.port, &tap.port, &from).unwrap();
+        let barrier = Barrier::new(2);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                barrier.wait();
+                nic.port.move_to(&to).unwrap();
+            });
+            barrier.wait();
+            tap.port.disconnect();
+        });
+        for end in [&nic, &tap] {
+            let calls = end.calls();
+            assert_eq!(
+                calls.last_chunk(),
+                Some(&["detach", "revoke"]),
+                "round {round}"
+            );
+            assert!(end.port.context().is_none(), "round {round}");
+        }
+    }
 }
 
 #[test]
