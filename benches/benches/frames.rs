@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use benches::{Buffers, FrameSize, HEADER_LEN, Receiver, Round, Transmitter, timed};
+use benches::{Buffers, FrameSize, HEADER_LEN, Receiver, Round, Transmitter, timed, warmed_up};
 use criterion::measurement::WallTime;
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
@@ -48,13 +48,13 @@ fn one<R: Round>(
     make: impl Fn() -> R,
 ) {
     group.throughput(match size {
-        FrameSize::Segmented => Throughput::Bytes((HEADER_LEN + size.len()) as u64),
+        FrameSize::Segmented => Throughput::Bytes((HEADER_LEN + size.frame_len()) as u64),
         _ => Throughput::Elements(1),
     });
     let id = BenchmarkId::new(size.name(), name);
     let mut round = None;
     group.bench_function(id, |bencher| {
-        let round = round.get_or_insert_with(&make);
+        let round = round.get_or_insert_with(|| warmed_up(make()));
         bencher.iter_custom(|frames| timed(black_box(round), frames));
     });
 }

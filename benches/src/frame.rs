@@ -33,7 +33,7 @@ impl FrameSize {
     }
 
     /// Bytes in the frame, the header not counted.
-    pub const fn len(self) -> usize {
+    pub const fn frame_len(self) -> usize {
         match self {
             Self::Smallest => 64,
             Self::Full => 1500,
@@ -59,9 +59,9 @@ impl FrameSize {
         bytes.extend(SOURCE);
         match self {
             Self::Smallest | Self::Full => bytes.extend(EXPERIMENTAL),
-            Self::Segmented => bytes.extend(tcp(self.len() - ETHERNET_LEN)),
+            Self::Segmented => bytes.extend(tcp(self.frame_len() - ETHERNET_LEN)),
         }
-        bytes.resize(HEADER_LEN + self.len(), 0x5a);
+        bytes.resize(HEADER_LEN + self.frame_len(), 0x5a);
         bytes
     }
 }

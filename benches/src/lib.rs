@@ -29,7 +29,7 @@ mod transmit;
 
 pub use frame::{FrameSize, HEADER_LEN, MAC};
 pub use nic::{Buffers, Nic};
-pub use pace::{Round, timed};
+pub use pace::{Round, timed, warmed_up};
 pub use packets::PacketSocket;
 pub use peer::InstantPeer;
 pub use receive::Receiver;

@@ -32,3 +32,10 @@ pub fn timed(round: &mut impl Round, mut frames: u64) -> Duration {
     }
     time
 }
+
+/// After a full batch, so that one has been checked whatever follows, and memory has been touched.
+pub fn warmed_up<R: Round>(mut round: R) -> R {
+    let batch = round.batch();
+    timed(&mut round, batch);
+    round
+}

@@ -169,7 +169,7 @@ impl Receiver {
 
     /// Elements of the used ring that a frame takes.
     fn elements(&self) -> u64 {
-        let len = HEADER_LEN + self.size.len();
+        let len = HEADER_LEN + self.size.frame_len();
         if self.mergeable {
             len.div_ceil(MERGEABLE_LEN) as u64
         } else {
@@ -237,7 +237,7 @@ impl Round for Receiver {
             }
             _ => None,
         };
-        let expected_len = HEADER_LEN + self.size.len();
+        let expected_len = HEADER_LEN + self.size.frame_len();
         let mut arrived = 0;
         while let Some((start, len)) = self.take() {
             let place = GuestAddress(start + HEADER_LEN as u64);

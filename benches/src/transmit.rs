@@ -108,7 +108,7 @@ impl Round for Transmitter {
         }
         assert_eq!(queue.take_interrupts(), 1);
         if let Some(peer) = &self.peer {
-            let bytes = frames * (HEADER_LEN + self.size.len()) as u64;
+            let bytes = frames * (HEADER_LEN + self.size.frame_len()) as u64;
             assert_eq!(peer.take_counts(), (frames, bytes));
         }
         self.nic.check();
