@@ -146,7 +146,8 @@ impl Port {
         );
     }
 
-    /// Moves both ends to another context. Called while the device is paused.
+    /// Moves both ends to another context. Called while the device is paused, as
+    /// [`disconnect`](Self::disconnect) is. A client that waits for room looks again there.
     ///
     /// # Errors
     /// When a client cannot be attached to it; both are then detached, and the caller moves them
@@ -157,6 +158,8 @@ impl Port {
         };
         let moved = self.move_claimed(&link, context);
         link.release(Phase::Open);
+        // What a client waits for it no longer watches where it was, nor yet where it is.
+        self.schedule_offers();
         moved
     }
 

@@ -69,14 +69,7 @@ impl Port {
         }
         // A source that had stopped because its peer had no room learns from the next offer that its
         // frames are dropped now, or taken again.
-        if let (Some(peer), Some(context)) = (peer, self.context()) {
-            context.schedule(Box::new(move || {
-                if let Some(port) = peer.peer() {
-                    port.room();
-                }
-                peer.room();
-            }));
-        }
+        self.schedule_offers();
     }
 
     /// The client's name, for messages.
@@ -222,6 +215,21 @@ impl Port {
         if let Some(client) = client {
             client.read_done(token, len);
         }
+    }
+
+    /// At the next turn both ends offer again what waits for the other's room.
+    pub(crate) fn schedule_offers(&self) {
+        let (Some(peer), Some(context)) = (self.peer(), self.context()) else {
+            return;
+        };
+        let peer = Arc::downgrade(&peer);
+        context.schedule(Box::new(move || {
+            let Some(peer) = peer.upgrade() else { return };
+            if let Some(port) = peer.peer() {
+                port.room();
+            }
+            peer.room();
+        }));
     }
 
     fn peer_has_room(&self) {

@@ -475,3 +475,25 @@ fn both_ends_move_to_another_context() {
         assert!(!Arc::ptr_eq(&now, &context));
     }
 }
+
+#[test]
+fn word_of_room_is_not_lost_on_the_way_to_another_context() {
+    let (_, first) = context();
+    let (turner, second) = context();
+    let [a, b] = ["a", "b"].map(Recorder::new);
+    Port::connect(a.port(), b.port(), &first).unwrap();
+    // A frame that the port keeps is offered again, before its client hears of room.
+    b.set_room(0);
+    a.port().post(b"x");
+    let refused = b.refused();
+    a.port().move_to(&second).unwrap();
+    assert_eq!((a.rooms_heard(), b.rooms_heard()), (0, 0));
+    turner.turn(NOW).unwrap();
+    assert_eq!((a.rooms_heard(), b.rooms_heard()), (0, 1));
+    assert_eq!(b.refused(), refused + 1);
+    b.set_room(2);
+    assert_eq!((b.len(), a.rooms_heard()), (1, 1));
+    a.port().move_to(&second).unwrap();
+    turner.turn(NOW).unwrap();
+    assert_eq!((a.rooms_heard(), b.rooms_heard()), (2, 2));
+}

@@ -400,6 +400,19 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_waits_for_room_hears_of_it_on_the_context_that_it_moved_to() {
+        let bench = bench();
+        assert_eq!(bench.nic.port().send_bytes(b"x"), Received::Busy);
+        let context = EventLoop::new().unwrap();
+        let shared: Arc<dyn AioContext> = context.clone();
+        bench.nic.port().move_to(&shared).unwrap();
+        context
+            .turn(Some(std::time::Duration::from_secs(20)))
+            .unwrap();
+        assert_eq!(bench.nic.rooms_heard(), 1);
+    }
+
+    #[test]
     fn each_error_of_a_write_drops_the_frame_for_its_reason() {
         let table = [
             (libc::EIO, DropReason::LinkDown),
