@@ -121,7 +121,7 @@ impl Devices {
         self.machine.set_running();
     }
 
-    /// Resets all devices, children before parents.
+    /// Resets all devices, children before parents, and then what else is on the PCI bus.
     pub fn reset(&self) {
         self.machine.reset();
     }

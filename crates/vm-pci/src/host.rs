@@ -253,9 +253,17 @@ impl PciHost {
 
     /// Resets all functions and the host, as power-on and a machine's reset do. No BAR has an
     /// address then: [`assign_resources`](Self::assign_resources) gives them new ones.
+    ///
+    /// A machine whose bus is in a tree of devices ([`object::add_bus`](crate::object::add_bus)) resets
+    /// the functions with the tree, and of the host only [`reset_registers`](Self::reset_registers).
     pub fn reset(&self) {
-        self.address.store(0, Ordering::Relaxed);
+        self.reset_registers();
         self.root.reset();
+    }
+
+    /// Resets what is the host's alone: the configuration address register.
+    pub fn reset_registers(&self) {
+        self.address.store(0, Ordering::Relaxed);
     }
 
     fn mechanism_1(&self, port: u16) -> Option<(u8, DevFn, u16)> {

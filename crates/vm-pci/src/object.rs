@@ -270,7 +270,17 @@ impl HotplugHandler for PciBusRole {
 }
 
 impl Bus for PciBusRole {
-    fn reset(&self, _: &Arc<Object>) {
-        self.bus.reset();
+    /// Resets what on the bus is no device of the tree: the machine's own functions, such as the host
+    /// bridge. The devices' were reset with them.
+    fn reset(&self, bus: &Arc<Object>) {
+        let devices = BusState::of(bus).map_or_else(|_| Vec::new(), |bus| bus.devices());
+        let theirs: Vec<_> = (devices.iter())
+            .filter_map(|device| Some(device.part::<Reservation>()?.0))
+            .collect();
+        for (devfn, _) in self.bus.slots() {
+            if !theirs.contains(&devfn) {
+                self.bus.reset_function(devfn);
+            }
+        }
     }
 }

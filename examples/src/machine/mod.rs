@@ -187,12 +187,14 @@ impl Machine {
     }
 
     /// Back to power-on, all processors being at rest: devices reset, RAM empty, events forgotten.
-    /// PCI functions have no addresses then, until [`assign_resources`](Self::assign_resources).
+    /// PCI functions are reset before, by [`Devices::reset`](crate::devices::Devices::reset), as they
+    /// are in its tree. They have no addresses then, until
+    /// [`assign_resources`](Self::assign_resources).
     ///
     /// # Errors
     /// When the host cannot empty the RAM.
     pub fn reset(&self) -> io::Result<()> {
-        self.pci.reset();
+        self.pci.reset_registers();
         self.pm.reset();
         self.serial.reset();
         self.control.clear();
