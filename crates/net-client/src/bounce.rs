@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::client::{Drained, Frame, FrameSource, Read, Received, Token};
 use crate::iovec::IoVec;
 use crate::port::Port;
+use crate::statistics::DropReason;
 
 /// Frames copied in one turn, before others have theirs.
 const BUDGET: usize = 64;
@@ -24,8 +25,16 @@ enum State {
     Held(Vec<u8>, usize),
     /// A read goes on; [`Token::PORT`] ends it.
     Reading(Vec<u8>),
-    /// Taken out. `room`: the peer said meanwhile that it has room.
-    InUse { room: bool },
+    /// Taken out. `room`: the peer said meanwhile that it has room; `cleared`: it wants no frame from
+    /// before.
+    InUse { room: bool, cleared: bool },
+}
+
+impl State {
+    const TAKEN: Self = Self::InUse {
+        room: false,
+        cleared: false,
+    };
 }
 
 impl Bounce {
@@ -39,10 +48,11 @@ impl Bounce {
     pub(crate) fn deliver(&self, port: &Port) -> bool {
         let (buffer, len) = {
             let mut state = self.lock();
-            match mem::replace(&mut *state, State::InUse { room: false }) {
+            match mem::replace(&mut *state, State::TAKEN) {
                 State::Held(buffer, len) => (buffer, len),
-                State::InUse { .. } => {
-                    *state = State::InUse { room: true };
+                State::InUse { cleared, .. } => {
+                    let room = true;
+                    *state = State::InUse { room, cleared };
                     return false;
                 }
                 other => {
@@ -62,7 +72,7 @@ impl Bounce {
         for _ in 0..BUDGET {
             let mut buffer = {
                 let mut state = self.lock();
-                match mem::replace(&mut *state, State::InUse { room: false }) {
+                match mem::replace(&mut *state, State::TAKEN) {
                     State::Idle(buffer) => buffer,
                     // One frame at a time: the end of the read asks again.
                     reading @ State::Reading(_) => {
@@ -104,7 +114,7 @@ impl Bounce {
     pub(crate) fn read_done(&self, port: &Port, len: usize) {
         let buffer = {
             let mut state = self.lock();
-            match mem::replace(&mut *state, State::InUse { room: false }) {
+            match mem::replace(&mut *state, State::TAKEN) {
                 State::Reading(buffer) if len > 0 => buffer,
                 State::Reading(buffer) => {
                     *state = State::Idle(buffer);
@@ -120,18 +130,25 @@ impl Bounce {
         port.flush_own();
     }
 
-    /// Forgets a frame that is kept: its receiver is gone. Whether there was one.
+    /// Forgets a frame that is kept: its receiver is gone. Whether there was one. One that is being
+    /// offered is not kept any more.
     pub(crate) fn clear(&self) -> bool {
         let mut state = self.lock();
-        if let State::Held(buffer, _) = &mut *state {
-            *state = State::Idle(mem::take(buffer));
-            return true;
+        match &mut *state {
+            State::Held(buffer, _) => {
+                *state = State::Idle(mem::take(buffer));
+                true
+            }
+            State::InUse { cleared, .. } => {
+                *cleared = true;
+                false
+            }
+            State::Idle(_) | State::Reading(_) => false,
         }
-        false
     }
 
-    /// Offers the frame in `buffer`, which was taken out, and puts the buffer back: idle (`true`),
-    /// or holding the frame.
+    /// Offers the frame in `buffer`, which was taken out, and puts the buffer back: idle (`true`: it
+    /// was taken, or cleared meanwhile), or holding the frame.
     fn hand_over(&self, port: &Port, buffer: Vec<u8>, len: usize) -> bool {
         let len = len.min(buffer.len());
         loop {
@@ -146,9 +163,17 @@ impl Bounce {
                 *state = State::Idle(buffer);
                 return true;
             }
-            if let State::InUse { room: true } = *state {
-                *state = State::InUse { room: false };
-                continue;
+            match &mut *state {
+                State::InUse { cleared: true, .. } => {
+                    *state = State::Idle(buffer);
+                    port.sent.dropped(DropReason::NotRunning);
+                    return true;
+                }
+                State::InUse { room, .. } if *room => {
+                    *room = false;
+                    continue;
+                }
+                _ => {}
             }
             *state = State::Held(buffer, len);
             return false;

@@ -96,14 +96,23 @@ impl Port {
         }
     }
 
-    /// Forgets all frames that wait for this client, at its peer's port and at filters, and counts them
-    /// as [`DropReason::NotRunning`]. Called by a client that begins anew, on the context: what was
-    /// sent before its reset does not reach it after, nor with a header of another length.
+    /// Forgets all frames that are on their way to this client, at its peer's port and at filters, and
+    /// counts them as [`DropReason::NotRunning`]. Called by a client that begins anew: what was sent
+    /// before does not reach it after, nor with a header of another length. The peer goes on when
+    /// this client next says that it has [`room`](Self::room).
+    ///
+    /// On any thread: off the context it waits for a turn of it, so that no call that had begun there
+    /// still carries a frame when this returns. The caller then holds no lock that is taken on the
+    /// context. From inside a turn, a frame that is being offered further up the stack is forgotten if
+    /// it is refused.
     #[doc(alias = "qemu_purge_queued_packets")]
-    pub fn purge(&self) {
-        if let Some(peer) = self.peer() {
-            peer.forget_sent(self);
-        }
+    pub fn purge(self: &Arc<Self>) {
+        let port = self.clone();
+        self.run_on_context(move || {
+            if let Some(peer) = port.peer() {
+                peer.forget_sent(&port);
+            }
+        });
     }
 
     /// Frames that have passed all filters and wait for the peer to have room.

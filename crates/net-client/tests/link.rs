@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
@@ -496,4 +497,69 @@ fn word_of_room_is_not_lost_on_the_way_to_another_context() {
     a.port().move_to(&second).unwrap();
     turner.turn(NOW).unwrap();
     assert_eq!((a.rooms_heard(), b.rooms_heard()), (2, 2));
+}
+
+/// Begins anew at each frame, and has no room for it.
+#[derive(Debug)]
+struct Restarting {
+    port: Arc<Port>,
+}
+
+impl NetClient for Restarting {
+    fn receive(&self, _frame: &Frame<'_>) -> Received {
+        self.port.purge();
+        Received::Busy
+    }
+}
+
+#[test]
+fn a_frame_that_is_refused_by_a_client_that_begins_anew_meanwhile_is_not_kept() {
+    let (_, context) = context();
+    let tap = Recorder::new("tap");
+    let nic = Arc::new_cyclic(|me: &Weak<Restarting>| Restarting {
+        port: Port::new("nic", me.clone()),
+    });
+    Port::connect(tap.port(), &nic.port, &context).unwrap();
+    context.schedule(Box::new({
+        let port = tap.port().clone();
+        move || {
+            let drained = port.offer(&mut Frames::of(&[b"1", b"2", b"3"]));
+            assert_eq!(drained, Drained::Empty);
+        }
+    }));
+    let sent = || tap.port().statistics().sent;
+    context.wait_while(&mut || sent().dropped(DropReason::NotRunning) < 3);
+    assert_eq!(sent().frames, 0);
+}
+
+/// Sends its number, over and over, until it is told to stop.
+fn send_numbers(port: Arc<Port>, context: Arc<dyn AioContext>, number: Arc<AtomicU32>) {
+    let now = number.load(Ordering::Relaxed);
+    if now == u32::MAX {
+        return;
+    }
+    thread::yield_now();
+    assert_eq!(port.send_bytes(&now.to_le_bytes()), Received::Taken);
+    let next = context.clone();
+    context.schedule(Box::new(move || send_numbers(port, next, number)));
+}
+
+#[test]
+fn what_was_sent_before_a_purge_on_another_thread_does_not_arrive_after_it() {
+    let thread = IoThread::new("io").unwrap();
+    let [tap, nic] = ["tap", "nic"].map(Recorder::new);
+    Port::connect(tap.port(), nic.port(), &thread.context()).unwrap();
+    let number = Arc::new(AtomicU32::new(0));
+    let (port, context, numbers) = (tap.port().clone(), thread.context(), number.clone());
+    thread
+        .context()
+        .schedule(Box::new(move || send_numbers(port, context, numbers)));
+    for round in 1..=500_u32 {
+        number.store(round, Ordering::Relaxed);
+        nic.port().purge();
+        nic.take_frames();
+        let next = nic.wait_for(Duration::from_secs(20), |_| true).unwrap();
+        assert_eq!(next, round.to_le_bytes());
+    }
+    number.store(u32::MAX, Ordering::Relaxed);
 }
