@@ -1,3 +1,5 @@
+//! Why an option string is refused, in QEMU's words.
+
 /// Why an option string is refused; the words name the option, as QEMU's do. Each is one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -1,3 +1,8 @@
+//! The list of pairs: parsing it, and taking from it.
+//!
+//! What `parse` accepts and how it splits is what QEMU 7.2 does, seen from outside. Parsing never fails: what
+//! is wrong with a text shows when options are taken, or at [`Options::finish`].
+
 use crate::help::is_help;
 use crate::{Error, scalar};
 

@@ -1,3 +1,8 @@
+//! Devices from option strings: `device_add`, `device_del`, and which bus a device goes on.
+//!
+//! The steps and their order are QEMU's, and so are the words of the errors: users search for them. What is
+//! done with a device once it is made is in `lifecycle`.
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

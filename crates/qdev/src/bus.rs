@@ -1,3 +1,8 @@
+//! Buses: the hooks that the author of one writes, and the state that each has.
+//!
+//! [`HotplugHandler`] and [`Bus`] are for other crates to implement. [`BusState`] is this crate's to change:
+//! devices come on a bus and leave it through the [`Machine`] alone.
+
 use std::fmt;
 use std::sync::{Arc, Mutex, Weak};
 

@@ -1,3 +1,5 @@
+//! The heads under which help lists types: QEMU's, in its order.
+
 use std::fmt;
 
 /// Under which head `-device help` lists a type. In the order of the heads.

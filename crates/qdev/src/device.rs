@@ -1,3 +1,9 @@
+//! Devices: what each level of a class does, what a class says of all its devices, and where one device is
+//! in its life.
+//!
+//! A device's phase moves only under a claim, which one thread has at a time: whoever moves a device claims
+//! it first and holds no lock meanwhile.
+
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::{self, ThreadId};

@@ -1,3 +1,7 @@
+//! Why a device cannot be added, moved or removed.
+//!
+//! The words are what QEMU prints; an error of another crate goes in as [`Error::other`], with its own words.
+
 use qom::{BoxedError, PropertyError};
 
 use crate::Phase;

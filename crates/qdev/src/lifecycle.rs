@@ -1,3 +1,8 @@
+//! Realize, unplug, unrealize and reset: the order of hooks, and its undoing.
+//!
+//! Each step that succeeds pushes what undoes it, so a failure anywhere leaves nothing behind. A new step
+//! goes between its neighbours together with its undoing.
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

@@ -1,3 +1,5 @@
+//! The owner of the tree: its buses, its devices, and the services that devices ask for.
+
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;

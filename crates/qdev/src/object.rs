@@ -1,3 +1,5 @@
+//! The types `device` and `bus`, from which all others descend, and the properties that every device has.
+
 use std::sync::Arc;
 
 use qom::{Kind, OBJECT, Object, TypeInfo, TypeRegistry, Value};

@@ -1,3 +1,5 @@
+//! Where a device is in its life, and which moves are legal.
+
 use std::fmt;
 
 /// Where a device is in its life.

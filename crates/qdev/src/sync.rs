@@ -1,3 +1,5 @@
+//! Locking that outlives a panic.
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks, also after a thread has panicked inside: each critical section here is one assignment or

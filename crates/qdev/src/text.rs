@@ -1,3 +1,7 @@
+//! Property values from the text of an option string, by the kind of the property.
+//!
+//! A notation of its own, such as [`MAC_ADDRESS`] has, needs nothing here: it is a [`CustomKind`].
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,3 +1,5 @@
+//! The tree as a user sees it: `qom-list` and `qom-get`.
+
 use std::fmt::Write;
 use std::sync::Arc;
 

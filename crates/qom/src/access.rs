@@ -1,3 +1,8 @@
+//! Properties of an object: reading, setting, listing, and those that one object has beyond its class's.
+//!
+//! A value is made and judged before the lock is taken, and getters and setters run without it: they may
+//! use the object that they belong to.
+
 use std::sync::{Arc, Weak};
 
 use crate::object::Frozen;

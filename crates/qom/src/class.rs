@@ -1,3 +1,7 @@
+//! Classes: what all objects of one type share.
+//!
+//! A class is changed by `class_init` alone, before anyone else has it; after that it is read without a lock.
+
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;

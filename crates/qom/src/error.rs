@@ -1,3 +1,5 @@
+//! Errors, of types and of properties; those of properties in QEMU's words, which users search for.
+
 /// An error of a hook, of whatever type.
 pub type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 

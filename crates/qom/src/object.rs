@@ -1,3 +1,7 @@
+//! Objects: how one is made, what its levels keep in it, and how it goes.
+//!
+//! Two locks: one around the state here, one around the parts. Neither is held while a hook or a drop runs.
+
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

@@ -1,3 +1,5 @@
+//! Being told of each step in the life of classes and objects, for tests and traces.
+
 use std::fmt;
 use std::sync::{Arc, Mutex};
 

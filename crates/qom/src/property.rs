@@ -1,3 +1,8 @@
+//! Properties as a class declares them: kinds, values, defaults, and what is declared but not built.
+//!
+//! A new kind of value that several crates need is an arm of [`Kind`]; one with a notation of its own is a
+//! [`CustomKind`] where it is used.
+
 use std::borrow::Cow;
 use std::fmt;
 

@@ -1,3 +1,7 @@
+//! The tree: children, links and paths.
+//!
+//! An object owns its children. Links and parents are weak, so a tree goes with its root.
+
 use std::sync::{Arc, Weak};
 
 use crate::access::OwnProperty;

@@ -1,3 +1,8 @@
+//! Types by name: what is registered of one, and the registry that makes classes and objects of it.
+//!
+//! A registry is filled, then shared and never changed again. A class is made on the first use of its type, a
+//! parent's before its child's.
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
