@@ -94,9 +94,22 @@ pub trait FrameSource {
 ///
 /// A client is called by its peer, through the peer's [`Port`](crate::Port), on the context that
 /// both share. It may be called on another thread only for `link_status_changed`, `attach`,
-/// `detach` and `revoke`. No method is called while the caller holds a lock that the other
-/// direction takes; a client may hold its own lock of one direction while it calls its port in that
-/// direction.
+/// `detach`, `revoke`, `set_enabled` and what [`VnetHeader`] has. No method is called while the caller
+/// holds a lock that the other direction takes; a client may hold its own lock of one direction while
+/// it calls its port in that direction.
+///
+/// `revoke`, `set_enabled` and what [`VnetHeader`] has may be called while the NIC holds its control
+/// locks: the client does not call the NIC from inside them, but for the completions that `revoke` is
+/// there for, which take no control lock.
+///
+/// # Before its memory goes
+///
+/// Whoever has memory of another's is the only one who knows which. So a client completes all tokens
+/// that its peer has lent to it before its port drops: its `Drop` does what
+/// [`revoke`](Self::revoke) does. Else the peer waits for ever for what nobody will complete. A
+/// client that lends takes back what it has lent before it lets go of the memory: its `Drop` calls
+/// [`Port::disconnect`](crate::Port::disconnect). A port that drops does the rest: it has the peer revoke
+/// what was lent to that, ends the connection, and tells the peer that it waits for nothing any more.
 #[doc(alias = "NetClientInfo")]
 pub trait NetClient: Send + Sync + fmt::Debug {
     /// Offers one frame. Called by the peer, many times a batch, then [`flush`](Self::flush) once.

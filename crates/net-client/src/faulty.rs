@@ -258,6 +258,13 @@ impl NetClient for Faulty {
     }
 }
 
+impl Drop for Faulty {
+    fn drop(&mut self) {
+        // Nobody else knows what it has of its peer's.
+        self.revoke();
+    }
+}
+
 struct Source<'a>(&'a Faulty);
 
 impl FrameSource for Source<'_> {

@@ -24,7 +24,11 @@ pub struct Offloads {
 
 /// A client that can carry a `virtio_net_hdr` in front of each frame.
 ///
-/// The NIC asks when it is created and sets at feature negotiation. [QEMU: qemu_has_vnet_hdr and kin]
+/// The NIC asks when it is created and sets at feature negotiation and reset, on whichever thread the
+/// driver's write came in, while it may hold its control locks: no method calls it back, waits for it, or
+/// waits for a turn of the context. What frames on their way have in front of them is the NIC's
+/// business: it has them forgotten first, with [`Port::purge`](crate::Port::purge).
+/// [QEMU: qemu_has_vnet_hdr and kin]
 pub trait VnetHeader {
     /// The offloads that the client can do as a receiver, probed once.
     #[doc(alias = "qemu_has_ufo")]

@@ -116,6 +116,28 @@ fn whenever_the_link_is_cut_all_lends_are_back_when_it_is() {
 }
 
 #[test]
+fn a_client_that_is_dropped_with_lends_completes_them_first() {
+    let mut held = 0;
+    for seed in 0..SEEDS {
+        let context: Arc<dyn AioContext> = EventLoop::new().unwrap();
+        let nic = Lender::new("nic");
+        let tap = Faulty::new("tap", Faults::MANY, seed);
+        Port::connect(nic.port(), tap.port(), &context).unwrap();
+        frames(100).for_each(|frame| nic.queue(frame));
+        frames(100).for_each(|frame| tap.give(frame));
+        for _ in 0..1 + seed % 10 {
+            nic.pump();
+            tap.step();
+        }
+        held += tap.held();
+        drop(tap);
+        assert_eq!(nic.lent(), 0, "seed {seed}");
+        assert!(nic.port().context().is_none(), "seed {seed}");
+    }
+    assert!(held > 100, "{held}");
+}
+
+#[test]
 fn a_seed_says_all_that_happens() {
     let run = |seed| {
         let context: Arc<dyn AioContext> = EventLoop::new().unwrap();

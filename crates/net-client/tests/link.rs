@@ -298,6 +298,22 @@ fn dropping_a_client_frees_its_peer() {
 }
 
 #[test]
+fn a_client_that_waits_for_room_hears_of_it_when_its_peer_is_dropped() {
+    let (turner, context) = context();
+    let [tap, nic] = ["tap", "nic"].map(Recorder::new);
+    Port::connect(tap.port(), nic.port(), &context).unwrap();
+    nic.set_room(0);
+    let mut source = Frames::of(&[b"1", b"2"]);
+    assert_eq!(tap.port().offer(&mut source), Drained::NoRoom);
+    drop(nic);
+    turner.turn(NOW).unwrap();
+    assert_eq!(tap.rooms_heard(), 1);
+    assert_eq!(tap.port().offer(&mut source), Drained::Empty);
+    let sent = tap.port().statistics().sent;
+    assert_eq!(sent.dropped(DropReason::NoPeer), 2);
+}
+
+#[test]
 fn frames_and_bytes_are_counted_at_both_ends() {
     let (_, context) = context();
     let [a, b] = ["a", "b"].map(Recorder::lending);
