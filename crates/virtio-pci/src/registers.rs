@@ -193,6 +193,42 @@ mod tests {
         }
     }
 
+    /// The driver's half has a table of its own, as it knows nothing of this crate.
+    #[test]
+    fn the_drivers_half_finds_each_register_at_the_same_place_and_as_wide() {
+        use virtio_guest::pci::CommonRegister as Theirs;
+        let theirs = [
+            Theirs::DeviceFeatureSelect,
+            Theirs::DeviceFeature,
+            Theirs::DriverFeatureSelect,
+            Theirs::DriverFeature,
+            Theirs::ConfigMsixVector,
+            Theirs::NumQueues,
+            Theirs::DeviceStatus,
+            Theirs::ConfigGeneration,
+            Theirs::QueueSelect,
+            Theirs::QueueSize,
+            Theirs::QueueMsixVector,
+            Theirs::QueueEnable,
+            Theirs::QueueNotifyOff,
+            Theirs::QueueDescLow,
+            Theirs::QueueDescHigh,
+            Theirs::QueueDriverLow,
+            Theirs::QueueDriverHigh,
+            Theirs::QueueDeviceLow,
+            Theirs::QueueDeviceHigh,
+            Theirs::QueueNotifConfigData,
+            Theirs::QueueReset,
+        ];
+        for register in theirs {
+            let (offset, width) = register.place();
+            let part = parts(offset.into(), 1).next().unwrap();
+            assert_eq!(format!("{:?}", part.register), format!("{register:?}"));
+            let place = (part.in_register, part.size);
+            assert_eq!(place, (0, width.bytes().into()), "{register:?}");
+        }
+    }
+
     #[test]
     fn every_width_and_alignment_writes_and_reads_the_same_bytes() {
         for offset in 0..0x48_u64 {
