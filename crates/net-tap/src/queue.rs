@@ -267,6 +267,7 @@ impl Drop for TapQueue {
     fn drop(&mut self) {
         // The context would keep the descriptor, and with it the interface.
         self.detach();
+        self.engine.revoke();
     }
 }
 

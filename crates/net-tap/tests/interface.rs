@@ -9,7 +9,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{DEADLINE, config, exists, in_namespace, ip, open, run_dry};
+use common::{DEADLINE, config, exists, has_ip, in_namespace, ip, not_run, open, run_dry};
 use iothread::{AioContext, EventLoop, IoThread};
 use net_client::{DropReason, NetClients, Netdev, Offloads, Port, Received, Recorder};
 use net_tap::{Tap, TapConfig};
@@ -262,10 +262,10 @@ fn an_interface_deleted_under_the_tap_does_not_keep_the_loop_busy() {
             let context = EventLoop::new().unwrap();
             let shared: Arc<dyn AioContext> = context.clone();
             Port::connect(nic.port(), &tap.ports()[0], &shared).unwrap();
-            if !ip("link del vm0") {
-                println!("not run: no `ip` to delete the interface with");
+            if !has_ip() {
                 return;
             }
+            assert!(ip("link del vm0"));
             context.turn(Some(DEADLINE)).unwrap();
             run_dry(&context);
             assert_eq!(nic.port().send_bytes(&arp_request(10)), Received::Taken);
@@ -278,10 +278,12 @@ fn an_interface_deleted_under_the_tap_does_not_keep_the_loop_busy() {
 #[test]
 fn an_interface_made_beforehand_is_used_and_stays() {
     in_namespace("an_interface_made_beforehand_is_used_and_stays", || {
-        if !ip("tuntap add dev vm0 mode tap") {
-            println!("not run: no `ip` to make the interface with");
+        // Says that it may not be run here, where that is so.
+        drop(open(&config("vm0")));
+        if !has_ip() {
             return;
         }
+        assert!(ip("tuntap add dev vm0 mode tap"));
         let tap = open(&config("vm0"));
         assert_eq!(tap.tap().name(), "vm0");
         drop(tap);
@@ -317,7 +319,7 @@ fn without_the_privilege_the_error_says_what_to_do() {
         // Capabilities go with the user id, where there is another to go to.
         // SAFETY: takes a number alone; this process exists for this test.
         if unsafe { libc::setresuid(65534, 65534, 65534) } != 0 {
-            println!("not run: this user namespace has one user");
+            not_run("this user namespace has one user");
             return;
         }
         let error = Tap::open(&config("vm0")).unwrap_err().to_string();

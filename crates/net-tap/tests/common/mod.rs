@@ -62,8 +62,13 @@ pub(crate) fn in_namespace(test: &str, body: impl FnOnce()) {
             }
         }
     };
-    assert!(env::var("CI").as_deref() != Ok("true"), "{test}: {missing}");
-    println!("{test}: not run: {missing}");
+    not_run(&format!("{test}: {missing}"));
+}
+
+/// Says why a test, or a part of one, cannot be run here; with CI=true that is a failure.
+pub(crate) fn not_run(missing: &str) {
+    assert!(env::var("CI").as_deref() != Ok("true"), "{missing}");
+    println!("not run: {missing}");
 }
 
 /// The exit status of a test process that may not open `/dev/net/tun`.
@@ -95,6 +100,15 @@ pub(crate) fn exists(ifname: &str) -> bool {
     // Unlike /sys, /proc/net follows the namespace of the process that looks.
     let interfaces = std::fs::read_to_string("/proc/net/dev").unwrap();
     interfaces.contains(&format!("{ifname}:"))
+}
+
+/// Whether there is iproute2; if not, the test that asks is not run.
+pub(crate) fn has_ip() -> bool {
+    let there = Command::new("ip").arg("-V").output().is_ok();
+    if !there {
+        not_run("no `ip`");
+    }
+    there
 }
 
 /// Runs a command of iproute2; `false` where there is none, or it fails.
