@@ -7,40 +7,39 @@
 //!
 //! With no options it boots a guest of its own that pings the host through its NIC, and exits.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use examples::cli::{self, Command};
 use examples::devices::{self, DeviceError};
 use examples::log::StderrLog;
+use examples::output::{complain, print, say};
 use examples::vmm;
 
 fn main() -> ExitCode {
     let help = |help: Result<String, DeviceError>| match help {
         Ok(text) => {
-            // Whoever reads it may have seen enough.
-            let _ = io::stdout().write_all(text.as_bytes());
+            print(&text);
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("vmm: {error}");
+            complain(error);
             ExitCode::FAILURE
         }
     };
     let options = match cli::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run(options)) => options,
         Ok(Command::Help) => {
-            print!("{}", cli::HELP);
+            print(cli::HELP);
             return ExitCode::SUCCESS;
         }
         Ok(Command::DeviceHelp(asked)) => return help(devices::device_help(&asked)),
         Ok(Command::NetdevHelp(asked)) => return help(devices::netdev_help(&asked)),
         Ok(Command::Version) => {
-            println!("vmm {}", env!("CARGO_PKG_VERSION"));
+            say(concat!("vmm ", env!("CARGO_PKG_VERSION")));
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            eprintln!("vmm: {error}");
+            complain(error);
             return ExitCode::FAILURE;
         }
     };
@@ -49,12 +48,12 @@ fn main() -> ExitCode {
         Ok(ending) => {
             let text = ending.to_string();
             if !text.is_empty() {
-                eprintln!("vmm: {text}");
+                complain(text);
             }
             ExitCode::from(ending.status())
         }
         Err(error) => {
-            eprintln!("vmm: {error}");
+            complain(error);
             ExitCode::FAILURE
         }
     }

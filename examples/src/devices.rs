@@ -116,6 +116,30 @@ impl Devices {
         &self.netdevs
     }
 
+    /// The netdevs that no NIC uses, and the NICs that have no netdev, in QEMU's words: most likely an
+    /// option was forgotten.
+    pub fn without_peer(&self) -> Vec<String> {
+        let netdevs = self.netdevs.ids().into_iter().filter(|id| {
+            let netdev = self.netdevs.find(id);
+            netdev.is_some_and(|netdev| netdev.ports().iter().all(|port| port.peer().is_none()))
+        });
+        let devices = self.machine.devices();
+        let nics = devices.iter().filter(|device| {
+            // The model inside of a proxy has the same netdev, and is not what the user asked for.
+            let inside = devices.iter().any(|other| {
+                (device.path.strip_prefix(&other.path)).is_some_and(|rest| rest.starts_with('/'))
+            });
+            let object = self.machine.resolve(&device.path);
+            !inside
+                && object.is_some_and(|nic| matches!(nic.get::<Option<String>>("netdev"), Ok(None)))
+        });
+        let named = nics.map(|nic| format!("nic {}", nic.id.as_deref().unwrap_or(&nic.path)));
+        netdevs
+            .map(|id| format!("netdev {id}"))
+            .chain(named)
+            .collect()
+    }
+
     /// All devices are made: what comes later is plugged into a running machine.
     pub fn complete(&self) {
         self.machine.set_running();

@@ -11,6 +11,7 @@
 //! | [`terminal`] | the user's terminal as the machine's serial line |
 //! | [`readiness`] | waiting for descriptors |
 //! | [`signals`] | the signals that ask the process to end |
+//! | [`output`] | what the program says |
 //! | [`ping`] | echo requests to a guest |
 //! | [`vmm`] | all of it as a program |
 //! | [`log`] | warnings and errors on standard error |
@@ -23,6 +24,7 @@ pub mod kvm;
 pub mod log;
 pub mod machine;
 pub mod netns;
+pub mod output;
 pub mod ping;
 pub mod readiness;
 pub mod signals;

@@ -6,6 +6,8 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
+use crate::output::complain;
+
 /// Prints warnings and errors, and nothing else.
 #[derive(Clone, Copy, Debug)]
 pub struct StderrLog;
@@ -34,7 +36,7 @@ impl Subscriber for StderrLog {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line::default();
         event.record(&mut line);
-        eprintln!("vmm: {}{}", line.message, line.fields);
+        complain(format_args!("{}{}", line.message, line.fields));
     }
 
     fn enter(&self, _: &Id) {}

@@ -114,3 +114,22 @@ fn several_nics_each_have_their_own_tap() {
         rig.driver();
     });
 }
+
+#[test]
+fn a_nic_and_a_netdev_that_are_not_each_others_are_named() {
+    in_own_network(
+        "a_nic_and_a_netdev_that_are_not_each_others_are_named",
+        || {
+            let rig = Rig::with_nic(",id=net0");
+            assert_eq!(rig.devices.without_peer(), [""; 0]);
+            rig.devices.netdev_add("tap,id=tap1").unwrap();
+            rig.devices.device_add("virtio-net-pci,id=net1").unwrap();
+            rig.devices.device_add("virtio-net-pci").unwrap();
+            let anonymous = "nic /machine/peripheral-anon/device[0]";
+            assert_eq!(
+                rig.devices.without_peer(),
+                ["netdev tap1", "nic net1", anonymous]
+            );
+        },
+    );
+}

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::output::say;
 use crate::ping::Pinger;
 
 /// Pings that the guest is to answer.
@@ -39,10 +40,10 @@ impl HostPings {
             over.store(true, Ordering::Relaxed);
             (result, thread.join().unwrap_or(0))
         });
-        println!(
+        say(format_args!(
             "{answered} of the host's {} pings of {} answered",
             self.wanted, self.target
-        );
+        ));
         result
     }
 

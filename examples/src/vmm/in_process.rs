@@ -12,6 +12,7 @@ use payload::{BootInfo, ExitStatus, Machine as _};
 use virtio_guest::{MsixMessage, Platform, Width};
 
 use crate::machine::{DriverView, Event, Machine, ManualInterrupts};
+use crate::output::say;
 
 /// Starts the program on `machine`, whose interrupts are `interrupts`. It prints to standard output,
 /// and ends with an [`Event::GuestExit`].
@@ -83,7 +84,7 @@ impl payload::Machine for InProcessGuest {
     }
 
     fn print(&self, line: fmt::Arguments<'_>) {
-        println!("{line}");
+        say(line);
     }
 }
 

@@ -16,6 +16,7 @@ use crate::devices::DeviceError;
 use crate::kvm::{KvmError, KvmVm};
 use crate::machine::{MachineError, ManualInterrupts};
 use crate::netns::{self, NetnsError};
+use crate::output::say;
 use crate::signals::EndSignals;
 
 use host_pings::HostPings;
@@ -112,7 +113,7 @@ fn embedded(
     let pings = match host_pings.then(|| HostPings::new(info.guest, info.requests)) {
         Some(Ok(pings)) => Some(pings),
         Some(Err(error)) => {
-            println!("the host cannot ping the guest: {error}");
+            say(format_args!("the host cannot ping the guest: {error}"));
             None
         }
         None => None,
@@ -136,7 +137,9 @@ fn embedded(
             }
         }
     };
-    println!("{why}: the guest's program runs in this process");
+    say(format_args!(
+        "{why}: the guest's program runs in this process"
+    ));
     let interrupts = ManualInterrupts::new();
     let run = Run::new(options, interrupts.interrupts(), signals, deadline())?;
     run.embedded_in_process(&interrupts, info, pings.as_ref())

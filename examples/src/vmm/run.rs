@@ -16,6 +16,7 @@ use crate::cli::Options;
 use crate::devices::Devices;
 use crate::kvm::{KvmVm, Vcpus};
 use crate::machine::{Event, Interrupts, Machine, MachineConfig, ManualInterrupts};
+use crate::output::complain;
 use crate::readiness::wait_readable;
 use crate::signals::EndSignals;
 use crate::terminal::{ConsoleOutput, Keyboard, RawTerminal};
@@ -55,6 +56,9 @@ impl<'a> Run<'a> {
         }
         for device in &options.devices {
             devices.device_add(device)?;
+        }
+        for missing in devices.without_peer() {
+            complain(format_args!("warning: {missing} has no peer"));
         }
         devices.complete();
         machine.assign_resources().map_err(VmmError::Pci)?;
