@@ -20,6 +20,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("iproute2", &["ip", "tc", "bridge"]),
     ("iperf3", &["iperf3"]),
     ("ethtool", &["ethtool"]),
+    ("tcpdump", &["tcpdump"]),
 ];
 
 /// Unpacked packages.

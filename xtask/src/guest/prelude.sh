@@ -92,3 +92,34 @@ has_capability() {
     done
     return 1
 }
+# seen EXPRESSION COMMAND: how many such frames the driver hands up while the host runs the command.
+# The capture leaves the device's filters as they are. Its buffer has room for 32 frames of any
+# size, and for thousands of short ones.
+seen() {
+    rm -f /tmp/seen.log
+    tcpdump -Z root -l -n --immediate-mode -s 128 -p -i eth0 "$1" >/tmp/seen 2>/tmp/seen.log &
+    _capture=$!
+    wait_for 20 "tcpdump listens" grep -q listening /tmp/seen.log
+    host "$2" >/dev/null
+    # The program may be late on a busy machine: it is done when it writes no more.
+    _lines=-1
+    until [ $_lines = "$(grep -c . /tmp/seen)" ]; do
+        _lines=$(grep -c . /tmp/seen)
+        sleep 1
+    done
+    kill $_capture
+    wait $_capture
+    # tcpdump ends with an empty line.
+    grep -c . /tmp/seen
+}
+# host_seen EXPRESSION COMMAND...: how many such frames pass the host's tap0 while the guest runs the
+# command.
+host_seen() {
+    host "rm -f /tmp/seen.log; tcpdump -Z root -l -n --immediate-mode -s 128 -p -i tap0 '$1' >/tmp/seen 2>/tmp/seen.log &
+        echo \$! >/tmp/seen.pid"
+    wait_for 20 "tcpdump listens on the host" host 'grep -q listening /tmp/seen.log'
+    shift
+    "$@" >/dev/null
+    sleep 1
+    host 'kill $(cat /tmp/seen.pid); grep -c . /tmp/seen'
+}

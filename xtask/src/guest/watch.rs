@@ -151,7 +151,7 @@ pub(crate) struct Watch {
 /// How long the emulated host has to reach its script.
 const HOST_BOOT: Duration = Duration::from_secs(120);
 /// How long a user space that gives a sign of life every few seconds may give none.
-const NO_SIGN: Duration = Duration::from_secs(30);
+const NO_SIGN: Duration = Duration::from_secs(60);
 /// How long the guest has to power off.
 const POWER_OFF: Duration = Duration::from_secs(45);
 /// How often the files are looked at.

@@ -5,9 +5,11 @@
 //! To add one, add a [`Case`] to an area's table.
 
 mod driver;
+mod filters;
 mod interrupts;
 mod lifecycle;
 mod offloads;
+mod queues;
 mod traffic;
 mod xdp;
 
@@ -63,6 +65,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         .chain(interrupts::CASES)
         .chain(traffic::CASES)
         .chain(offloads::CASES)
+        .chain(filters::CASES)
+        .chain(queues::CASES)
         .chain(xdp::CASES)
         .chain(lifecycle::CASES)
 }
@@ -175,7 +179,9 @@ mod tests {
             )
         };
         let mac = "52:54:00:12:34:57";
-        let cases: [(&str, String, bool); 14] = [
+        let datagrams =
+            |counts: &str| format!("{total}  8000 Kbits/sec  0.1 ms  {counts}  receiver\n");
+        let cases: [(&str, String, bool); 18] = [
             (
                 "ping",
                 "100 packets transmitted, 100 packets received\n".into(),
@@ -202,6 +208,10 @@ mod tests {
                 format!("{total}  812345 Kbits/sec   sender\n"),
                 false,
             ),
+            ("udp-tx", datagrams("10/2800 (0.36%)"), true),
+            ("udp-tx", datagrams("300/2800 (11%)"), false),
+            ("udp-tx", datagrams("0/20 (0%)"), false),
+            ("udp-rx", String::new(), false),
             ("file-to-guest", sums(&one, &one), true),
             ("file-to-guest", sums(&one, &other), false),
             ("file-to-guest", sums("", ""), false),
