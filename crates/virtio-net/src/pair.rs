@@ -50,6 +50,8 @@ pub(crate) struct Pair<M: QueueMemory> {
     tx: Mutex<Tx<M>>,
     /// The peer has said that it has room, perhaps while `tx` was held: by the thread that called it, even.
     tx_room: AtomicBool,
+    /// The transmit queue's kick, for who finds `tx` taken. A leaf lock.
+    tx_kick: Mutex<Option<Arc<EventFd>>>,
     /// As the two queues have it.
     enabled: AtomicBool,
 }
@@ -73,6 +75,7 @@ impl<M: QueueMemory> Pair<M> {
             rx: Mutex::new(Rx::new(enabled)),
             tx: Mutex::new(Tx::new(enabled)),
             tx_room: AtomicBool::new(false),
+            tx_kick: Mutex::new(None),
             enabled: AtomicBool::new(enabled),
         })
     }
@@ -157,6 +160,7 @@ impl<M: QueueMemory> Pair<M> {
             Ok(watch) => active.watch = Some(watch),
             Err(error) => return Err((active.hand_back(), error)),
         }
+        *lock(&self.tx_kick) = Some(active.loan().kick.clone());
         tx.active = Some(active);
         Ok(())
     }
@@ -213,6 +217,7 @@ impl<M: QueueMemory> Pair<M> {
     pub(crate) fn stop_tx(&self) -> Option<ActiveQueue> {
         self.quiesce(false, true);
         let active = lock(&self.tx).active.take();
+        *lock(&self.tx_kick) = None;
         active.map(ActiveTx::hand_back)
     }
 
@@ -287,15 +292,20 @@ impl<M: QueueMemory> Pair<M> {
         self.take_room();
     }
 
-    /// Goes on sending if the peer has said that it has room. Whoever holds the lock meanwhile comes
-    /// here after it: the flag was set before the lock was found taken, so that one sees it.
+    /// Goes on sending if the peer has said that it has room. Where the lock is taken, by this thread
+    /// further up the stack or by one that only looks, the queue's next turn does.
     fn take_room(&self) {
         while self.tx_room.load(Ordering::SeqCst) {
             let end = {
                 let mut tx = match self.tx.try_lock() {
                     Ok(tx) => tx,
                     Err(TryLockError::Poisoned(error)) => error.into_inner(),
-                    Err(TryLockError::WouldBlock) => return,
+                    Err(TryLockError::WouldBlock) => {
+                        if let Some(kick) = &*lock(&self.tx_kick) {
+                            again(kick);
+                        }
+                        return;
+                    }
                 };
                 self.tx_room.store(false, Ordering::SeqCst);
                 tx.room();

@@ -1,5 +1,6 @@
 //! Frames that the driver sends.
 
+use std::fmt;
 use std::time::Duration;
 
 use virtio::net::F as NetF;
@@ -244,6 +245,30 @@ fn a_frame_without_room_waits_is_not_lost_and_goes_first() {
     // And it sleeps with notifications on.
     nic.add_tx(&frame(PLAIN, 60, 6), &[]);
     assert!(nic.kick(TX));
+    assert_eq!(nic.used(TX).len(), 1);
+}
+
+/// The lock of the queue is held by one that only looks while the peer says that it has room.
+#[test]
+fn word_of_room_while_somebody_looks_at_the_queue_is_not_lost() {
+    /// Has room as soon as the queue is shown.
+    struct Screen<'a>(&'a Nic);
+    impl fmt::Write for Screen<'_> {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            if text.contains("stray_completions") {
+                self.0.peer.has_room(10);
+            }
+            Ok(())
+        }
+    }
+    let mut nic = Nic::with(&|peer| peer.answer = Answer::Refuse, NetF::all());
+    nic.add_tx(&frame(PLAIN, 60, 0), &[]);
+    nic.kick(TX);
+    assert!(nic.peer.take().is_empty());
+    fmt::Write::write_fmt(&mut Screen(&nic), format_args!("{:?}", nic.device)).unwrap();
+    assert_eq!(nic.peer.state().room, 10, "the lock was held");
+    nic.turn();
+    assert_eq!(nic.peer.take().len(), 1);
     assert_eq!(nic.used(TX).len(), 1);
 }
 
