@@ -7,7 +7,7 @@ pub(super) const CASES: &[Case] = &[Case {
     about: "two pairs of queues carry traffic, and ethtool -L changes their number under it",
     vmm_args: Some(
         "-netdev tap,id=net0,ip=10.0.2.2/24,queues=2 \
-         -device virtio-net-pci,netdev=net0,mq=on,vectors=6",
+         -device virtio-net-pci,netdev=net0,mq=on",
     ),
     guest: r#"
 combined() { ethtool -l eth0 | awk '/Combined:/ { print $2 }' | tr '\n' ' '; }
