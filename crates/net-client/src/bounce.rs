@@ -43,6 +43,11 @@ impl Bounce {
         matches!(*self.lock(), State::Reading(_))
     }
 
+    /// Whether no frame is in it, or on its way there.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(*self.lock(), State::Idle(_))
+    }
+
     /// Hands over the frame that is kept, if any. `false`: the peer has no room for it, or the
     /// buffer is at work further up the stack, which will see to it.
     pub(crate) fn deliver(&self, port: &Port) -> bool {

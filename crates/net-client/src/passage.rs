@@ -115,6 +115,14 @@ impl Port {
         });
     }
 
+    /// Whether frames may be on their way to this client of which it knows nothing: at its peer's port, or
+    /// at filters. Where it says that there are none, [`purge`](Self::purge) would find nothing.
+    pub fn awaits_frames(&self) -> bool {
+        self.peer().is_some_and(|peer| {
+            !peer.waiting.is_empty() || !peer.bounce.is_idle() || peer.is_filtered(self)
+        })
+    }
+
     /// Frames that have passed all filters and wait for the peer to have room.
     pub fn waiting(&self) -> usize {
         self.waiting.len()

@@ -191,6 +191,13 @@ impl<M: QueueMemory> VirtioNet<M> {
         queues
     }
 
+    /// No frame from before reaches the driver that comes next.
+    fn forget_arriving(&self) {
+        for pair in &self.pairs {
+            pair.forget_arriving();
+        }
+    }
+
     /// The filters are those of a driver that has said nothing yet.
     fn forget_filters(&self, vlans: bool) {
         let filter = Filter::new(self.mac, vlans);
@@ -261,6 +268,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
             return Err(refuse("packed rings are not supported"));
         }
         let mut state = lock(&self.state);
+        self.forget_arriving();
         for pair in &self.pairs {
             pair.set_up_backend(net)
                 .map_err(|_| refuse("the backend cannot carry the header"))?;
@@ -357,6 +365,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         } = &mut *state;
         *features = F::empty();
         *memory = None;
+        self.forget_arriving();
         self.forget_filters(false);
         self.use_first_pair();
         // A driver that comes next has negotiated nothing yet. That the backend refuses to do less for

@@ -221,6 +221,15 @@ impl<M: QueueMemory> Pair<M> {
         active.map(ActiveTx::hand_back)
     }
 
+    /// Forgets the frames that were on their way here when the driver before, or its negotiation, ended: their
+    /// header is that one's. Called with no queue's lock held; waits for a turn of the context if there may
+    /// be any.
+    pub(crate) fn forget_arriving(&self) {
+        if self.port.awaits_frames() {
+            self.port.purge();
+        }
+    }
+
     pub(crate) fn port(&self) -> &Arc<Port> {
         &self.port
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use iothread::{AioContext, EventLoop, IoThread};
-use net_client::{Drained, Loopback, Offloads, Port};
+use net_client::{Drained, DropReason, Loopback, Offloads, Port};
 use virtio::F;
 use virtio::net::F as NetF;
 use virtio_bus::{Activation, VirtioDevice};
@@ -477,5 +477,30 @@ fn reset_while_a_thread_of_its_own_works_the_queues() {
         assert_eq!(usize::from(taken.next_used), nic.used(TX).len());
         assert!(nic.peer.state().kept.is_empty());
         nic.peer.take();
+    }
+}
+
+/// Frames that the port keeps for want of room, read with the header of the driver before.
+#[test]
+fn a_frame_that_waits_for_one_driver_does_not_reach_the_next() {
+    // In place of the driver, a reset or another negotiation.
+    for reset in [true, false] {
+        let mut nic = Nic::new();
+        nic.peer.port.post(&frame(PLAIN, 60, 1));
+        assert_eq!(nic.peer.port.waiting(), 1);
+        if reset {
+            nic.device.reset();
+            assert_eq!(nic.peer.port.waiting(), 0);
+        }
+        nic.device.negotiate(nic.features).unwrap();
+        assert_eq!(nic.peer.port.waiting(), 0, "{reset}");
+        let dropped = nic.peer.port.statistics().sent;
+        assert_eq!(dropped.dropped(DropReason::NotRunning), 1);
+        if reset {
+            nic.restart();
+        }
+        nic.add_rx(2000);
+        nic.kick(RX);
+        assert!(nic.used(RX).is_empty());
     }
 }
