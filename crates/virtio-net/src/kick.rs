@@ -13,6 +13,7 @@ pub(crate) struct Watch {
     context: Arc<dyn AioContext>,
     id: WatchId,
     timer: Option<TimerId>,
+    armed: bool,
     /// The context has a `Weak` of it.
     _handler: Arc<dyn FdHandler>,
 }
@@ -32,6 +33,7 @@ impl Watch {
             context: context.clone(),
             id,
             timer: None,
+            armed: false,
             _handler: handler,
         })
     }
@@ -53,17 +55,27 @@ impl Watch {
         self.context.set_interest(self.id, Interest::NONE);
     }
 
-    pub(crate) fn arm_timer(&self, after: Duration) {
-        if let Some(timer) = self.timer {
+    /// Arms the timer, unless it is armed: then it goes off when it was to.
+    pub(crate) fn arm_timer(&mut self, after: Duration) {
+        if let Some(timer) = self.timer
+            && !std::mem::replace(&mut self.armed, true)
+        {
             let deadline = self.context.now().saturating_add(after);
             self.context.arm_timer(timer, deadline);
         }
     }
 
-    pub(crate) fn disarm_timer(&self) {
-        if let Some(timer) = self.timer {
+    pub(crate) fn disarm_timer(&mut self) {
+        if let Some(timer) = self.timer
+            && std::mem::take(&mut self.armed)
+        {
             self.context.disarm_timer(timer);
         }
+    }
+
+    /// The timer has gone off. `false`: it had been disarmed by then, and does not count.
+    pub(crate) fn timer_expired(&mut self) -> bool {
+        std::mem::take(&mut self.armed)
     }
 }
 

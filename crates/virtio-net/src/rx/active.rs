@@ -99,6 +99,7 @@ impl<M: QueueMemory> ActiveRx<M> {
 
     /// The frame that waits for buffers goes nowhere any more: the queue is stopped.
     pub(super) fn drop_held(&mut self, port: &Port, statistics: &mut RxStatistics) {
+        self.end_patience();
         if self.held.take().is_some() {
             statistics.dropped_no_buffers += 1;
             port.count_dropped_receiving(DropReason::NotRunning);
@@ -109,7 +110,7 @@ impl<M: QueueMemory> ActiveRx<M> {
     pub(super) fn tell_anew(&mut self) {
         self.starved = true;
         self.wait_for_read = false;
-        self.overdue = false;
+        self.end_patience();
     }
 
     /// Chains that were not used go back to the driver.
@@ -119,6 +120,9 @@ impl<M: QueueMemory> ActiveRx<M> {
 
     /// A frame has waited for buffers for as long as it may.
     pub(super) fn overdue(&mut self, port: &Port, statistics: &mut RxStatistics) {
+        if !self.watch.as_mut().is_some_and(Watch::timer_expired) {
+            return;
+        }
         if self.held.take().is_some() {
             statistics.dropped_no_buffers += 1;
             port.count_dropped_receiving(DropReason::NoRoom);
@@ -204,7 +208,7 @@ impl<M: QueueMemory> ActiveRx<M> {
             }
             if !self.look_again(statistics)? {
                 if !self.buffers.ready.list.is_empty() {
-                    self.arm_timer();
+                    self.begin_patience();
                 }
                 return Ok(Received::Busy);
             }
@@ -231,8 +235,7 @@ impl<M: QueueMemory> ActiveRx<M> {
             offset = offset.saturating_sub(chain.writable_len());
         }
         // A frame that says it is longer than its memory: `skip` is what there was.
-        self.buffers
-            .deliver_ready(header_len - host_header_len + skip, statistics);
+        self.deliver_ready(header_len - host_header_len + skip, statistics);
         Ok(Received::Taken)
     }
 
@@ -272,7 +275,7 @@ impl<M: QueueMemory> ActiveRx<M> {
             self.held = None;
             self.drop_frame(port, statistics);
         } else {
-            self.arm_timer();
+            self.begin_patience();
         }
         Ok(())
     }
@@ -291,9 +294,6 @@ impl<M: QueueMemory> ActiveRx<M> {
             .ready
             .write(room, self.overflow.bytes(guest_len.saturating_sub(room)));
         self.deliver_ready(guest_len, statistics);
-        if let Some(watch) = &self.watch {
-            watch.disarm_timer();
-        }
         Ok(())
     }
 
@@ -430,7 +430,7 @@ impl<M: QueueMemory> ActiveRx<M> {
     }
 
     fn deliver_ready(&mut self, guest_len: usize, statistics: &mut RxStatistics) {
-        self.overdue = false;
+        self.end_patience();
         self.buffers.deliver_ready(guest_len, statistics);
     }
 
@@ -440,7 +440,9 @@ impl<M: QueueMemory> ActiveRx<M> {
     }
 
     fn drop_frame(&mut self, port: &Port, statistics: &mut RxStatistics) {
-        if std::mem::take(&mut self.overdue) {
+        let overdue = self.overdue;
+        self.end_patience();
+        if overdue {
             statistics.dropped_no_buffers += 1;
             port.count_dropped_receiving(DropReason::NoRoom);
         } else {
@@ -449,9 +451,18 @@ impl<M: QueueMemory> ActiveRx<M> {
         }
     }
 
-    fn arm_timer(&self) {
-        if let Some(watch) = &self.watch {
+    /// A frame waits for buffers from now on, or did so before.
+    fn begin_patience(&mut self) {
+        if let Some(watch) = &mut self.watch {
             watch.arm_timer(PATIENCE);
+        }
+    }
+
+    /// No frame waits for buffers any more. The next that does so has all its time.
+    fn end_patience(&mut self) {
+        self.overdue = false;
+        if let Some(watch) = &mut self.watch {
+            watch.disarm_timer();
         }
     }
 

@@ -320,6 +320,51 @@ fn one_that_never_fits_is_refused_once_and_dropped_in_the_end() {
     assert_eq!(nic.used(RX).len(), 1);
 }
 
+#[test]
+fn word_of_room_that_does_not_help_gives_a_frame_no_more_time() {
+    let mut nic = Nic::new();
+    nic.add_rx(100);
+    nic.kick(RX);
+    let large = frame(PLAIN, 1000, 1);
+    assert_eq!(nic.peer.port.send_bytes(&large), Received::Busy);
+    nic.clock.advance(Duration::from_millis(60));
+    nic.add_rx(100);
+    assert!(nic.kick(RX));
+    assert_eq!(nic.peer.port.send_bytes(&large), Received::Busy);
+    nic.clock.advance(Duration::from_millis(40));
+    nic.turn();
+    assert_eq!(nic.peer.port.send_bytes(&large), Received::Taken);
+    assert_eq!(nic.device.rx_statistics(0).unwrap().dropped_no_buffers, 1);
+}
+
+#[test]
+fn each_frame_that_has_to_wait_has_all_its_time() {
+    let mut nic = Nic::new();
+    nic.add_rx(100);
+    nic.kick(RX);
+    let large = frame(PLAIN, 200, 1);
+    assert_eq!(nic.peer.port.send_bytes(&large), Received::Busy);
+    for _ in 0..3 {
+        nic.add_rx(100);
+    }
+    nic.kick(RX);
+    assert_eq!(nic.peer.port.send_bytes(&large), Received::Taken);
+    nic.peer.port.flush(&mut |_| {});
+    assert_eq!(nic.used(RX).len(), 3);
+    nic.clock.advance(Duration::from_millis(100));
+    nic.turn();
+    for wait in [50, 49] {
+        assert_eq!(nic.peer.port.send_bytes(&large), Received::Busy);
+        nic.clock.advance(Duration::from_millis(wait));
+        nic.turn();
+    }
+    assert_eq!(nic.peer.port.send_bytes(&large), Received::Busy);
+    nic.clock.advance(Duration::from_millis(1));
+    nic.turn();
+    assert_eq!(nic.peer.port.send_bytes(&large), Received::Taken);
+    assert_eq!(nic.device.rx_statistics(0).unwrap().dropped_no_buffers, 1);
+}
+
 /// Buffers to be read, or shorter than the header.
 #[test]
 fn chains_that_no_frame_can_go_into_are_given_back_and_do_not_keep_the_thread() {
