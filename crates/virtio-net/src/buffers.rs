@@ -6,7 +6,7 @@ use net_client::IoVec;
 use virtio_bus::GuestNotifier;
 use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 
-use crate::header::{MAX_HEADER, NUM_BUFFERS};
+use crate::header::{FLAGS, GSO_TYPE, MAX_HEADER, NUM_BUFFERS};
 use crate::lend::lend_from;
 use crate::pair::Layout;
 use crate::statistics::RxStatistics;
@@ -115,7 +115,8 @@ impl<M: QueueMemory> Buffers<M> {
             header_len,
             host_header_len,
             little_endian,
-            ..
+            guest_csum,
+            guest_gso,
         } = self.layout;
         let mut left = guest_len;
         let mut buffers = 0_u16;
@@ -131,6 +132,15 @@ impl<M: QueueMemory> Buffers<M> {
             if host_header_len == 0 {
                 let zeroes = [0; MAX_HEADER];
                 first.write(0, zeroes.get(..header_len).unwrap_or_default());
+            } else {
+                // The peer was told what the driver copes with; here it is seen to (virtio 1.4, 5.1.6.4.1).
+                // `VIRTIO_NET_HDR_GSO_NONE` is 0.
+                if !guest_csum {
+                    first.write(FLAGS, &[0]);
+                }
+                if !guest_gso {
+                    first.write(GSO_TYPE, &[0]);
+                }
             }
             if header_len > NUM_BUFFERS {
                 // With VERSION_1 it is 1 where frames are not merged (virtio 1.4, 5.1.6.3.2).

@@ -4,6 +4,10 @@ use virtio::net::{F as NetF, HdrF, HdrGso};
 
 /// The longest header there is: the one with `num_buffers`.
 pub(crate) const MAX_HEADER: usize = 12;
+/// Where `flags` is.
+pub(crate) const FLAGS: usize = 0;
+/// Where `gso_type` is.
+pub(crate) const GSO_TYPE: usize = 1;
 /// Where `num_buffers` is, in headers that have it.
 pub(crate) const NUM_BUFFERS: usize = 10;
 

@@ -14,7 +14,7 @@ use virtio_bus::ActiveQueue;
 use virtqueue::{QueueMemory, VirtQueue};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::features::header_len;
+use crate::features::{guest_offload_features, header_len};
 use crate::filter::FilterView;
 use crate::kick::{Watch, again, clear};
 use crate::rx::{ActiveRx, After, Rx};
@@ -31,6 +31,10 @@ pub(crate) struct Layout {
     pub(crate) host_header_len: usize,
     /// Of the header's fields.
     pub(crate) little_endian: bool,
+    /// The driver copes with frames whose checksum is left to it, or was checked.
+    pub(crate) guest_csum: bool,
+    /// And with frames longer than the MTU.
+    pub(crate) guest_gso: bool,
 }
 
 /// A queue pair: the net client at the NIC's end of a link.
@@ -259,6 +263,8 @@ impl<M: QueueMemory> Pair<M> {
             header_len,
             host_header_len: if has_header { header_len } else { 0 },
             little_endian: little_endian(features),
+            guest_csum: features.contains(NetF::GUEST_CSUM),
+            guest_gso: features.intersects(guest_offload_features() - NetF::GUEST_CSUM),
         }
     }
 

@@ -43,6 +43,34 @@ fn a_frame_lands_in_the_drivers_buffer_behind_its_header() {
     }
 }
 
+/// What a header says of checksums and segments (virtio 1.4, 5.1.6.4.1).
+#[test]
+fn a_driver_that_copes_with_no_checksum_is_told_of_none_and_of_segments_neither() {
+    let gso = NetF::GUEST_TSO4 | NetF::GUEST_TSO6 | NetF::GUEST_ECN;
+    let header = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+    for (features, flags_and_type) in [
+        (NetF::all(), [1, 1]),
+        (NetF::all() - gso, [1, 0]),
+        (NetF::all() - gso - NetF::GUEST_CSUM, [0, 0]),
+    ] {
+        for in_place in [true, false] {
+            let mut nic = Nic::with(&|_| {}, features);
+            let (_, at) = nic.add_rx(2000);
+            nic.kick(RX);
+            let bytes = frame(header, 60, 7);
+            if in_place {
+                let _ = nic.peer.give_frames([bytes]);
+            } else {
+                assert_eq!(nic.peer.port.send_bytes(&bytes), Received::Taken);
+                nic.peer.port.flush(&mut |_| {});
+            }
+            assert_eq!(nic.used(RX).len(), 1);
+            assert_eq!(nic.bytes(at, 2), flags_and_type, "{in_place}");
+            assert_eq!(nic.bytes(at + 2, 8), header[2..10]);
+        }
+    }
+}
+
 #[test]
 fn a_batch_is_published_and_told_once() {
     let mut nic = Nic::new();
