@@ -51,7 +51,7 @@ struct Flight<M: QueueMemory> {
     spare: Vec<Chain<M>>,
 }
 
-/// How a turn ended, where something is left to do without the lock.
+/// How a turn ended, where something is left to do.
 #[derive(Debug)]
 pub(crate) enum TurnEnd {
     /// Nothing is left.
@@ -201,6 +201,8 @@ impl<M: QueueMemory> ActiveTx<M> {
                     return Ok(());
                 }
                 self.flight.queue.disable_notifications();
+                // A driver that lets each look find more, and each pop nothing, does not keep the thread.
+                left -= 1;
                 continue;
             }
             left -= 1;

@@ -125,6 +125,26 @@ fn a_frame_that_comes_just_before_the_device_sleeps_is_seen_by_the_second_look()
     }
 }
 
+/// A driver that makes one frame available at each look.
+#[test]
+fn a_second_look_that_finds_more_is_one_of_the_burst() {
+    let config = VirtioNetConfig {
+        x_txburst: 2,
+        ..Default::default()
+    };
+    let mut nic = Nic::idle_of(config, &|_| {}, NetF::all());
+    nic.device.negotiate(nic.features).unwrap();
+    nic.activate();
+    nic.add_tx(&frame(PLAIN, 60, 0), &[]);
+    let hook = nic.later(TX, &[Buffer::readable(DATA, 72)]);
+    nic.peer.flush_hook.set(hook);
+    nic.kicks[TX].write(1).unwrap();
+    for _ in 0..2 {
+        nic.context.turn(Some(Duration::ZERO)).unwrap();
+        assert_eq!(nic.used(TX).len(), 1);
+    }
+}
+
 /// Headers that are short or lie: of a frame with nothing in it, checksums past the end or whose place overflows,
 /// segments of no size or of one larger than the frame, kinds that are unknown or not negotiated, ECN alone.
 #[test]
