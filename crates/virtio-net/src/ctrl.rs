@@ -127,18 +127,15 @@ impl<M: QueueMemory> Ctrl<M> {
         };
         let result = active.turn(&self.shared, &self.pairs, statistics);
         active.finish();
-        let broken = match result {
-            Ok(()) | Err(QueueError::Broken) => None,
+        match result {
+            Ok(()) | Err(QueueError::Broken) => {}
             Err(error) => {
                 if let Some(watch) = &active.watch {
                     watch.rest();
                 }
-                Some(error)
+                // Under the lock, so that no reset comes between.
+                self.shared.needs_reset("control queue", &error);
             }
-        };
-        drop(this);
-        if let Some(error) = broken {
-            self.shared.needs_reset("control queue", &error);
         }
     }
 }

@@ -284,15 +284,20 @@ impl<M: QueueMemory> Pair<M> {
         Watch::new(&lock(&self.context), kick, handler)
     }
 
-    /// Does what a call into the receive queue has left to do.
-    fn after_rx(&self, after: After) {
-        if let Some(error) = after.broken {
+    /// Works on the receive queue, then does what that has left to do. That the queue is broken is said under
+    /// its lock: a reset waits for that, so it is not said of the next driver's.
+    fn with_rx<R>(&self, work: impl FnOnce(&mut Rx<M>) -> (R, After)) -> R {
+        let mut rx = lock(&self.rx);
+        let (result, After { room, broken }) = work(&mut rx);
+        if let Some(error) = broken {
             self.shared
                 .needs_reset(&format!("{} rx", self.name), &error);
         }
-        if after.room {
+        drop(rx);
+        if room {
             self.port.room();
         }
+        result
     }
 
     /// Takes a turn of the transmit queue.
@@ -302,8 +307,10 @@ impl<M: QueueMemory> Pair<M> {
 
     /// Works on the transmit queue, then does what was asked of it meanwhile.
     fn with_tx(&self, work: impl FnOnce(&mut Tx<M>) -> TurnEnd) {
-        let end = work(&mut lock(&self.tx));
+        let mut tx = lock(&self.tx);
+        let end = work(&mut tx);
         self.after_tx(end);
+        drop(tx);
         self.take_room();
     }
 
@@ -311,25 +318,24 @@ impl<M: QueueMemory> Pair<M> {
     /// further up the stack or by one that only looks, the queue's next turn does.
     fn take_room(&self) {
         while self.tx_room.load(Ordering::SeqCst) {
-            let end = {
-                let mut tx = match self.tx.try_lock() {
-                    Ok(tx) => tx,
-                    Err(TryLockError::Poisoned(error)) => error.into_inner(),
-                    Err(TryLockError::WouldBlock) => {
-                        if let Some(kick) = &*lock(&self.tx_kick) {
-                            again(kick);
-                        }
-                        return;
+            let mut tx = match self.tx.try_lock() {
+                Ok(tx) => tx,
+                Err(TryLockError::Poisoned(error)) => error.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    if let Some(kick) = &*lock(&self.tx_kick) {
+                        again(kick);
                     }
-                };
-                self.tx_room.store(false, Ordering::SeqCst);
-                tx.room();
-                tx.turn(&self.port, self.burst)
+                    return;
+                }
             };
+            self.tx_room.store(false, Ordering::SeqCst);
+            tx.room();
+            let end = tx.turn(&self.port, self.burst);
             self.after_tx(end);
         }
     }
 
+    /// Says that the queue is broken, under its lock as [`with_rx`](Self::with_rx) does.
     fn after_tx(&self, end: TurnEnd) {
         if let TurnEnd::Broken(error) = end {
             self.shared
@@ -340,9 +346,7 @@ impl<M: QueueMemory> Pair<M> {
 
 impl<M: QueueMemory> NetClient for Pair<M> {
     fn receive(&self, frame: &Frame<'_>) -> Received {
-        let (received, after) = lock(&self.rx).receive(frame, &self.port);
-        self.after_rx(after);
-        received
+        self.with_rx(|rx| rx.receive(frame, &self.port))
     }
 
     fn flush(&self, _done: &mut dyn FnMut(Token)) {
@@ -351,9 +355,7 @@ impl<M: QueueMemory> NetClient for Pair<M> {
     }
 
     fn receive_from(&self, source: &mut dyn FrameSource) -> Drained {
-        let (drained, after) = lock(&self.rx).receive_from(source, &self.port);
-        self.after_rx(after);
-        drained
+        self.with_rx(|rx| rx.receive_from(source, &self.port))
     }
 
     fn sent(&self, token: Token) {
@@ -364,8 +366,7 @@ impl<M: QueueMemory> NetClient for Pair<M> {
     }
 
     fn read_done(&self, token: Token, len: usize) {
-        let after = lock(&self.rx).read_done(token, len, &self.port);
-        self.after_rx(after);
+        self.with_rx(|rx| ((), rx.read_done(token, len, &self.port)));
     }
 
     fn room(&self) {
@@ -419,8 +420,7 @@ impl<M: QueueMemory> FdHandler for RxKick<M> {
         }
         clear(&self.kick);
         if let Some(pair) = self.pair.upgrade() {
-            let after = lock(&pair.rx).kicked();
-            pair.after_rx(after);
+            pair.with_rx(|rx| ((), rx.kicked()));
         }
     }
 }
@@ -428,8 +428,7 @@ impl<M: QueueMemory> FdHandler for RxKick<M> {
 impl<M: QueueMemory> TimerHandler for RxKick<M> {
     fn expired(&self) {
         if let Some(pair) = self.pair.upgrade() {
-            let after = lock(&pair.rx).overdue(&pair.port);
-            pair.after_rx(after);
+            pair.with_rx(|rx| ((), rx.overdue(&pair.port)));
         }
     }
 }

@@ -21,10 +21,10 @@ pub(crate) struct Rx<M: QueueMemory> {
     pub(crate) statistics: RxStatistics,
 }
 
-/// What a call into the queue left to do without the lock.
+/// What a call into the queue left to do.
 #[derive(Debug, Default)]
 pub(crate) struct After {
-    /// The peer has room again.
+    /// The peer has room again: told it without the lock.
     pub(crate) room: bool,
     /// What the driver wrote makes no sense; the queue rests.
     pub(crate) broken: Option<QueueError>,

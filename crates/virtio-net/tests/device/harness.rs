@@ -91,6 +91,8 @@ impl GuestNotifier for Call {
 pub(crate) struct Reports {
     pub(crate) config_changes: AtomicUsize,
     pub(crate) resets: Mutex<Vec<String>>,
+    /// Run within the next report of a broken queue.
+    pub(crate) reset_hook: Hook,
 }
 
 impl Transport for Reports {
@@ -100,6 +102,7 @@ impl Transport for Reports {
 
     fn needs_reset(&self, reason: &str) {
         self.resets.lock().unwrap().push(reason.to_owned());
+        self.reset_hook.run();
     }
 }
 

@@ -1,7 +1,7 @@
 //! The device's life: negotiation, activation, stop, and what is left of it.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use iothread::{AioContext, EventLoop, IoThread};
 use net_client::{Drained, DropReason, Loopback, Offloads, Port};
@@ -477,6 +477,24 @@ fn reset_while_a_thread_of_its_own_works_the_queues() {
         assert_eq!(usize::from(taken.next_used), nic.used(TX).len());
         assert!(nic.peer.state().kept.is_empty());
         nic.peer.take();
+    }
+}
+
+/// A reset waits for the queue's lock, so what is reported under it is not the next driver's.
+#[test]
+fn a_broken_queue_is_reported_before_its_lock_is_free() {
+    for (queue, shown) in [(RX, "rx: None"), (TX, "tx: None")] {
+        let mut nic = Nic::new();
+        let seen = Arc::new(Mutex::new(String::new()));
+        let (device, show) = (Arc::downgrade(&nic.device), seen.clone());
+        nic.reports.reset_hook.set(move || {
+            *show.lock().unwrap() = format!("{:?}", device.upgrade().unwrap());
+        });
+        nic.drivers[queue].offer(999);
+        nic.kick(queue);
+        let _ = nic.peer.give_frames([frame(PLAIN, 60, 0)]);
+        assert_eq!(nic.resets().len(), 1);
+        assert!(seen.lock().unwrap().contains(shown), "{shown}");
     }
 }
 
