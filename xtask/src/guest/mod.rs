@@ -177,7 +177,8 @@ fn shell(commands: &str, options: &Options) -> Result<u8> {
             BROKEN
         }
     };
-    if status != 0 {
+    // Commands that end with a status of their own are no trouble of the guest's.
+    if !matches!(outcome.ending, Ending::Finished(_)) {
         eprint!("{}", indented("console of guest and VMM", &outcome.console));
     }
     if matches!(outcome.ending, Ending::Died(_)) {

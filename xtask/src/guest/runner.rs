@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::assets::Assets;
 use super::host::{self, Mode};
@@ -73,6 +73,9 @@ impl Runner {
     }
 
     /// Boots a guest, again where the boot died; also returns how often.
+    ///
+    /// What the guest's commands print goes to `print` as it comes; in an emulated host only when the boot
+    /// is over, since one that died is forgotten and tried again from the start.
     pub(crate) fn boot(
         &self,
         request: &Request<'_>,
@@ -80,17 +83,21 @@ impl Runner {
     ) -> Result<(Outcome, u32)> {
         let mut again = 0;
         loop {
-            let outcome = self.boot_once(self.mode, request, print)?;
-            let Ending::Died(why) = &outcome.ending else {
-                return Ok((outcome, again));
-            };
-            // Once something is printed, it cannot be printed from the start again.
-            let printed = !outcome.output.is_empty() && request.limits.silence.is_none();
-            if self.mode == Mode::Direct || again == RETRIES || printed {
-                return Ok((outcome, again));
+            if self.mode == Mode::Direct {
+                return Ok((self.boot_once(self.mode, request, print)?, again));
             }
-            again += 1;
-            eprintln!("guest: {why}: retry {again} of {RETRIES}");
+            let mut held = Vec::new();
+            let outcome = self.boot_once(self.mode, request, &mut held)?;
+            match &outcome.ending {
+                Ending::Died(why) if again < RETRIES => {
+                    again += 1;
+                    eprintln!("guest: {why}: retry {again} of {RETRIES}");
+                }
+                _ => {
+                    print.write_all(&held).context("cannot print")?;
+                    return Ok((outcome, again));
+                }
+            }
             eprint!("{}", indented("console of guest and VMM", &outcome.console));
             eprint!(
                 "{}",
