@@ -187,7 +187,9 @@ impl<M: QueueMemory> Pair<M> {
             }
             if lent() {
                 let context = lock(&self.context).clone();
-                context.wait_while(&mut || lent());
+                // Where there is no peer, nobody is left who could complete anything.
+                context.wait_while(&mut || lent() && self.port.peer().is_some());
+                self.write_off(rx, tx);
             }
         }
         if rx {
@@ -195,6 +197,24 @@ impl<M: QueueMemory> Pair<M> {
         }
         if tx {
             lock(&self.tx).settle();
+        }
+    }
+
+    /// Counts as back what a peer has that is gone.
+    fn write_off(&self, rx: bool, tx: bool) {
+        let reads = if rx {
+            lock(&self.rx).write_off(&self.port)
+        } else {
+            0
+        };
+        let frames = if tx { lock(&self.tx).write_off() } else { 0 };
+        if reads + frames > 0 {
+            tracing::warn!(
+                pair = self.name,
+                reads,
+                frames,
+                "the peer went without giving back what it was lent"
+            );
         }
     }
 

@@ -140,6 +140,20 @@ impl<M: QueueMemory> Rx<M> {
         self.active.as_ref().map_or(0, ActiveRx::in_flight)
     }
 
+    /// Counts all reads that go on as ended without a frame; returns how many.
+    pub(crate) fn write_off(&mut self, port: &Port) -> usize {
+        let Some(active) = &mut self.active else {
+            return 0;
+        };
+        let tokens = active.reading();
+        for token in &tokens {
+            // Without a frame nothing is popped, so nothing can be found broken.
+            let ended = active.read_done(*token, 0, port, &mut self.statistics);
+            debug_assert!(ended.is_ok(), "{ended:?}");
+        }
+        tokens.len()
+    }
+
     /// Brings the queue's indices to what the driver can see, once no read goes on: chains that were not
     /// used go back to the available ring.
     pub(crate) fn settle(&mut self, port: &Port) {

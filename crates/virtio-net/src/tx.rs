@@ -124,6 +124,22 @@ impl<M: QueueMemory> Tx<M> {
         self.active.as_ref().map_or(0, |active| active.flight.count)
     }
 
+    /// Counts all frames as sent that the peer has; returns how many.
+    pub(crate) fn write_off(&mut self) -> usize {
+        let Some(active) = &mut self.active else {
+            return 0;
+        };
+        let count = active.flight.count;
+        for chain in active.flight.lent.iter_mut().filter_map(Option::take) {
+            let head = chain.head();
+            let pushed = active.flight.queue.push_used(head, 0);
+            debug_assert!(pushed.is_ok(), "{pushed:?}");
+            active.flight.spare.push(chain);
+        }
+        active.flight.count = 0;
+        count
+    }
+
     /// Brings the queue's indices to what the driver can see, once nothing is in flight: the frame that
     /// waits for room goes back to the available ring.
     pub(crate) fn settle(&mut self) {

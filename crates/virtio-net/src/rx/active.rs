@@ -97,6 +97,11 @@ impl<M: QueueMemory> ActiveRx<M> {
         self.reads.len()
     }
 
+    /// Their tokens.
+    pub(super) fn reading(&self) -> Vec<Token> {
+        self.reads.tokens().collect()
+    }
+
     /// The frame that waits for buffers goes nowhere any more: the queue is stopped.
     pub(super) fn drop_held(&mut self, port: &Port, statistics: &mut RxStatistics) {
         self.end_patience();

@@ -101,6 +101,14 @@ impl<M: QueueMemory> Reads<M> {
         }
     }
 
+    /// The tokens of those that go on.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = Token> {
+        (0..)
+            .zip(&self.list)
+            .filter(|(_, reading)| reading.busy)
+            .map(|(slot, _)| Token(slot))
+    }
+
     /// How many go on.
     pub(super) fn len(&self) -> usize {
         self.busy

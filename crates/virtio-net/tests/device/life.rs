@@ -480,6 +480,38 @@ fn reset_while_a_thread_of_its_own_works_the_queues() {
     }
 }
 
+/// A peer that completes nothing any more, and says so by being gone.
+#[test]
+fn what_a_peer_had_that_is_gone_is_not_waited_for() {
+    let mut nic = Nic::with(
+        &|peer| {
+            peer.answer = Answer::Keep;
+            peer.revoking = Revoking::Late;
+        },
+        NetF::all(),
+    );
+    let sent = nic.add_tx(&frame(PLAIN, 60, 0), &[]);
+    nic.kick(TX);
+    nic.add_rx(2000);
+    nic.kick(RX);
+    nic.peer.state().slow = true;
+    let _ = nic.peer.give();
+    assert_eq!(nic.peer.state().reads.len(), 1);
+    // What it completes afterwards has no way to come.
+    nic.peer.port.disconnect();
+    nic.device.pause();
+    assert_eq!(nic.used(TX), [(u32::from(sent), 0)]);
+    let states: Vec<_> = nic.device.reset().iter().map(|q| q.state).collect();
+    assert_eq!(
+        states[..2],
+        [state(0), state(1)],
+        "the buffer is available again"
+    );
+    nic.turn();
+    let statistics = nic.device.tx_statistics(0).unwrap();
+    assert_eq!(statistics.stray_completions, 0);
+}
+
 /// A reset waits for the queue's lock, so what is reported under it is not the next driver's.
 #[test]
 fn a_broken_queue_is_reported_before_its_lock_is_free() {
