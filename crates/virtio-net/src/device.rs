@@ -19,7 +19,7 @@ use crate::ctrl::Ctrl;
 use crate::error::{VirtioNetError, check};
 use crate::features::{guest_offloads, offered};
 use crate::filter::{Filter, Mac};
-use crate::pair::{Pair, set_queue_pairs};
+use crate::pair::{Pair, set_offloads, set_queue_pairs};
 use crate::role::{Role, role};
 use crate::shared::{Shared, lock};
 use crate::statistics::{CtrlStatistics, RxStatistics, TxStatistics};
@@ -211,12 +211,6 @@ impl<M: QueueMemory> VirtioNet<M> {
             tracing::debug!(%error, "backend keeps queues");
         }
     }
-
-    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        self.pairs
-            .iter()
-            .try_for_each(|pair| pair.set_offloads(offloads))
-    }
 }
 
 impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
@@ -273,7 +267,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
             pair.set_up_backend(net)
                 .map_err(|_| refuse("the backend cannot carry the header"))?;
         }
-        self.set_offloads(guest_offloads(net))
+        set_offloads(&self.pairs, guest_offloads(net))
             .map_err(|_| refuse("the backend refuses the offloads"))?;
         self.forget_filters(net.contains(NetF::CTRL_VLAN));
         state.features = features;
@@ -370,7 +364,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         self.use_first_pair();
         // A driver that comes next has negotiated nothing yet. That the backend refuses to do less for
         // it is of no consequence: it is told again at negotiation.
-        if let Err(error) = self.set_offloads(Offloads::default()) {
+        if let Err(error) = set_offloads(&self.pairs, Offloads::default()) {
             tracing::debug!(%error, "backend refuses to go without offloads");
         }
         queues

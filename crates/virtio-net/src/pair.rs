@@ -58,6 +58,8 @@ pub(crate) struct Pair<M: QueueMemory> {
     tx_kick: Mutex<Option<Arc<EventFd>>>,
     /// As the two queues have it.
     enabled: AtomicBool,
+    /// What the backend was told last that the driver copes with. A leaf lock.
+    offloads: Mutex<Offloads>,
 }
 
 impl<M: QueueMemory> Pair<M> {
@@ -81,6 +83,7 @@ impl<M: QueueMemory> Pair<M> {
             tx_room: AtomicBool::new(false),
             tx_kick: Mutex::new(None),
             enabled: AtomicBool::new(enabled),
+            offloads: Mutex::new(Offloads::default()),
         })
     }
 
@@ -124,9 +127,11 @@ impl<M: QueueMemory> Pair<M> {
     }
 
     /// Tells the backend what the driver copes with.
-    pub(crate) fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         self.with_backend(|backend| backend.set_offloads(offloads))
-            .unwrap_or(Ok(()))
+            .unwrap_or(Ok(()))?;
+        *lock(&self.offloads) = offloads;
+        Ok(())
     }
 
     /// Runs a receive queue. On failure it comes back.
@@ -494,6 +499,31 @@ pub(crate) fn set_queue_pairs<M: QueueMemory>(
         }
     }
     unused.iter().try_for_each(|pair| pair.set_enabled(false))
+}
+
+/// Tells all backends what the driver copes with.
+///
+/// # Errors
+/// When one refuses; those before it are then told again what they were told before.
+#[doc(alias = "virtio_net_apply_guest_offloads")]
+pub(crate) fn set_offloads<M: QueueMemory>(
+    pairs: &[Arc<Pair<M>>],
+    offloads: Offloads,
+) -> io::Result<()> {
+    let mut changed = Vec::with_capacity(pairs.len());
+    for pair in pairs {
+        let before = *lock(&pair.offloads);
+        if let Err(error) = pair.set_offloads(offloads) {
+            for (pair, before) in changed.into_iter().rev() {
+                if let Err(error) = Pair::set_offloads(pair, before) {
+                    tracing::warn!(pair = pair.name, %error, "backend keeps offloads it was to drop");
+                }
+            }
+            return Err(error);
+        }
+        changed.push((pair, before));
+    }
+    Ok(())
 }
 
 /// Whether header fields, and numbers on the control queue, are little-endian: with VERSION_1, or on a guest

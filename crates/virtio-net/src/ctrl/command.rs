@@ -8,7 +8,7 @@ use virtqueue::{Chain, QueueMemory};
 use super::data::Data;
 use crate::features::{guest_offload_features, guest_offloads};
 use crate::filter::MAC_TABLE_ENTRIES;
-use crate::pair::{Pair, little_endian, set_queue_pairs};
+use crate::pair::{Pair, little_endian, set_offloads, set_queue_pairs};
 use crate::shared::Shared;
 
 /// What commands work on.
@@ -141,9 +141,7 @@ impl<M: QueueMemory> Commands<'_, M> {
             return None;
         }
         let offloads = guest_offloads(wanted);
-        self.pairs
-            .iter()
-            .try_for_each(|pair| pair.set_offloads(offloads))
+        set_offloads(self.pairs, offloads)
             .inspect_err(|error| tracing::debug!(%error, ?offloads, "backend refuses offloads"))
             .ok()
     }

@@ -1,13 +1,16 @@
 //! The control queue.
 
+use std::sync::Arc;
+
 use net_client::Offloads;
 use virtio::net::F as NetF;
 use virtio_bus::VirtioDevice;
+use virtio_net::VirtioNetConfig;
 use virtqueue::mock::Buffer;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::filter::with_frames;
-use crate::harness::{ANSWER, COMMAND, CTRL, ERR, Nic, OK};
+use crate::harness::{ANSWER, COMMAND, CTRL, ERR, Nic, OK, Peer};
 
 fn offloads(bits: NetF) -> Vec<u8> {
     let bits = u64::try_from(bits.bits().to_ne()).unwrap();
@@ -51,6 +54,27 @@ fn only_offloads_that_were_negotiated_can_be_set() {
     }
     nic.peer.state().refuses_offloads = true;
     assert_eq!(nic.command_in(&offloads(NetF::empty()), &[2]), ERR);
+}
+
+#[test]
+fn offloads_that_one_backend_refuses_are_as_before_on_all() {
+    let config = VirtioNetConfig {
+        mq: true,
+        ..Default::default()
+    };
+    let mut nic = Nic::idle_pairs(3, config, &|_| {}, NetF::all());
+    nic.device.negotiate(nic.features).unwrap();
+    nic.activate();
+    let now = |nic: &Nic| -> Vec<_> {
+        let last = |peer: &Arc<Peer>| peer.state().offloads.last().copied();
+        nic.peers.iter().map(last).collect()
+    };
+    let before = now(&nic);
+    nic.peers[2].state().refuses_offloads = true;
+    let told = nic.peers[0].state().offloads.len();
+    assert_eq!(nic.command(&offloads(NetF::GUEST_CSUM)), ERR);
+    assert_eq!(nic.peers[0].state().offloads.len(), told + 2);
+    assert_eq!(now(&nic), before);
 }
 
 /// Classes and commands that there are not: an error, and the queue goes on, which drivers rely on to find
