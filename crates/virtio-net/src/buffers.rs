@@ -265,6 +265,17 @@ impl<M: QueueMemory> Chains<M> {
         }
     }
 
+    /// Marks the first `len` bytes dirty, across chains: a frame was read into them.
+    pub(crate) fn mark_written(&self, mut len: usize) {
+        for chain in &self.list {
+            chain.mark_written(len.min(chain.writable_len()));
+            len = len.saturating_sub(chain.writable_len());
+            if len == 0 {
+                return;
+            }
+        }
+    }
+
     /// Writes `data` from `offset` on, across chains.
     pub(crate) fn write(&self, mut offset: usize, mut data: &[u8]) {
         for chain in &self.list {

@@ -6,7 +6,7 @@ mod reads;
 
 use std::fmt;
 
-use net_client::{Drained, DropReason, Frame, FrameSource, Port, Received, Token};
+use net_client::{Drained, Frame, FrameSource, Port, Received, Token};
 use virtqueue::{QueueError, QueueMemory};
 
 pub(crate) use self::active::ActiveRx;
@@ -95,13 +95,7 @@ impl<M: QueueMemory> Rx<M> {
         let Some(active) = &mut self.active else {
             return After::default();
         };
-        let mut len = len;
-        if len > 0 && !self.enabled {
-            len = 0;
-            self.statistics.dropped_disabled += 1;
-            port.count_dropped_receiving(DropReason::NotRunning);
-        }
-        let done = active.read_done(token, len, port, &mut self.statistics);
+        let done = active.read_done(token, len, self.enabled, port, &mut self.statistics);
         active.finish(&mut self.statistics);
         let room = std::mem::take(&mut active.wait_for_read);
         let ((), after) = active.settle_error(done, ());
@@ -148,7 +142,7 @@ impl<M: QueueMemory> Rx<M> {
         let tokens = active.reading();
         for token in &tokens {
             // Without a frame nothing is popped, so nothing can be found broken.
-            let ended = active.read_done(*token, 0, port, &mut self.statistics);
+            let ended = active.read_done(*token, 0, self.enabled, port, &mut self.statistics);
             debug_assert!(ended.is_ok(), "{ended:?}");
         }
         tokens.len()

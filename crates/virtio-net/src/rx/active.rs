@@ -258,12 +258,14 @@ impl<M: QueueMemory> ActiveRx<M> {
             .guest_len(len)
             .filter(|len| *len <= room + overflow)
         else {
+            self.buffers.ready.mark_written(room);
             statistics.dropped_malformed += 1;
             port.count_dropped_receiving(DropReason::Malformed);
             return Ok(());
         };
         if !self.passes_in_place(None, guest_len, room) {
             // What it was read into is lent again.
+            self.buffers.ready.mark_written(guest_len.min(room));
             count_filtered(port, statistics);
             return Ok(());
         }
@@ -271,6 +273,8 @@ impl<M: QueueMemory> ActiveRx<M> {
             self.deliver_ready(guest_len, statistics);
             return Ok(());
         }
+        // It may be dropped yet.
+        self.buffers.ready.mark_written(room);
         self.held = Some(Held { guest_len, room });
         self.deliver_held(statistics)?;
         if self.held.is_none() {
@@ -306,6 +310,7 @@ impl<M: QueueMemory> ActiveRx<M> {
         &mut self,
         token: Token,
         len: usize,
+        enabled: bool,
         port: &Port,
         statistics: &mut RxStatistics,
     ) -> Result<(), QueueError> {
@@ -318,8 +323,14 @@ impl<M: QueueMemory> ActiveRx<M> {
             overflow,
         } = ended;
         let mut result = Ok(());
-        if len > 0 {
-            match self.buffers.guest_len(len) {
+        if len > 0 && !enabled {
+            chains.mark_written(self.buffers.guest_len(len).unwrap_or(room).min(room));
+            statistics.dropped_disabled += 1;
+            port.count_dropped_receiving(DropReason::NotRunning);
+        } else if len > 0 {
+            let guest_len = self.buffers.guest_len(len);
+            let delivered = statistics.frames;
+            match guest_len {
                 // Where neither holds, the overflow may be another read's: it is not looked at.
                 Some(guest_len)
                     if (guest_len <= room || overflow)
@@ -353,6 +364,9 @@ impl<M: QueueMemory> ActiveRx<M> {
                     statistics.dropped_malformed += 1;
                     port.count_dropped_receiving(DropReason::Malformed);
                 }
+            }
+            if statistics.frames == delivered {
+                chains.mark_written(guest_len.unwrap_or(room).min(room));
             }
         }
         // What it did not use is next, unless a held frame lies in what is ready already.

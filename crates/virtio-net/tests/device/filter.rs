@@ -2,6 +2,8 @@
 
 use net_client::{Drained, DropReason, Received};
 use virtio::net::F as NetF;
+use virtio_bus::VirtioDevice;
+use virtqueue::mock::Buffer;
 
 use crate::harness::{HEADER, Nic, OK, PLAIN, RX, frame};
 
@@ -198,6 +200,55 @@ fn frames_of_every_length_up_to_20_meet_the_filters_through_both_doors() {
                 "{vlan:?}: {len} bytes"
             );
         }
+    }
+}
+
+/// What was read in place is in guest memory, wanted or not.
+#[test]
+fn the_pages_of_a_frame_kept_out_or_dropped_count_as_written() {
+    /// Ends the frame that it is given in a drop.
+    type Way = fn(&mut Nic, Vec<u8>);
+    let at_once: Way = |nic, bytes| {
+        let _ = nic.peer.give_frames([bytes]);
+    };
+    let pending: Way = |nic, bytes| {
+        nic.peer.state().slow = true;
+        let _ = nic.peer.give();
+        nic.peer.end_read(0, &bytes);
+    };
+    let held: Way = |nic, bytes| {
+        let _ = nic.peer.give_frames([bytes]);
+        nic.device.pause();
+    };
+    let unused: Way = |nic, bytes| {
+        nic.peer.state().slow = true;
+        let _ = nic.peer.give();
+        nic.device.pause();
+        nic.device.resume();
+        let _ = bytes;
+    };
+    let long = frame(PLAIN, 8000, 1);
+    let other = frame_for(OTHER, None);
+    // (way, frame, which of three pages are written)
+    let table = [
+        (at_once, &other, [true, false, false]),
+        (pending, &other, [true, false, false]),
+        (held, &long, [true, true, false]),
+        (pending, &long, [true, true, false]),
+        (at_once, &PLAIN[..5].to_vec(), [true, true, false]),
+        (pending, &PLAIN[..5].to_vec(), [true, true, false]),
+        (unused, &other, [false, false, false]),
+    ];
+    for (i, (way, bytes, expected)) in table.into_iter().enumerate() {
+        let mut nic = Nic::with(&|peer| peer.max_frame = 9000, NetF::all());
+        assert_eq!(nic.command(&[0, 0, 0]), OK);
+        let at = nic.place(0x4000).next_multiple_of(0x1000);
+        nic.drivers[RX].add(&[Buffer::writable(at, 0x2000 - 0x800)]);
+        nic.kick(RX);
+        way(&mut nic, bytes.clone());
+        let pages = [0, 0x1000, 0x2000].map(|page| nic.is_dirty(at + page));
+        assert_eq!(pages, expected, "{i}");
+        assert_eq!(nic.device.rx_statistics(0).unwrap().frames, 0, "{i}");
     }
 }
 

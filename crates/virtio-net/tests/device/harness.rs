@@ -16,10 +16,12 @@ use virtio_bus::{Activation, ActiveQueue, GuestNotifier, Transport, VirtioDevice
 use virtio_net::{VirtioNet, VirtioNetConfig};
 use virtqueue::mock::{Buffer, SplitDriver};
 use virtqueue::{QueueIndex, QueueState};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
+/// Knows which of its pages were written.
+pub(crate) type Memory = Arc<GuestMemoryMmap<AtomicBitmap>>;
 
 pub(crate) const RX: usize = 0;
 pub(crate) const TX: usize = 1;
@@ -602,6 +604,12 @@ impl Nic {
             .read_slice(&mut bytes, GuestAddress(at))
             .unwrap();
         bytes
+    }
+
+    /// Whether the page at `at` was written.
+    pub(crate) fn is_dirty(&self, at: u64) -> bool {
+        let region = self.memory.find_region(GuestAddress(at)).unwrap();
+        region.bitmap().dirty_at(usize::try_from(at).unwrap())
     }
 
     /// All that the device has used of a queue since last asked.
