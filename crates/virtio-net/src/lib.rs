@@ -43,7 +43,7 @@
 //! | `error` | why one is not made |
 //! | `role` | which queue is which |
 //! | `shared` | what the parts share beside their queues |
-//! | `pair` | one receive and one transmit queue with their port: the net client |
+//! | `pair` | one receive and one transmit queue with their port: the net client; what is done to all pairs |
 //! | `tx`, `rx` | the two directions |
 //! | `buffers` | the buffers that the driver has made available for reception |
 //! | `ctrl` | the control queue and its commands |
@@ -66,7 +66,11 @@
 //! queue's is taken (a frame that is looped back), never the other way. The data path takes the locks of
 //! its queue only; that of the filters (`filter`), a leaf, when they have changed.
 //!
+//! That its queue is broken the transport is told under the queue's lock, so that a reset comes before or after.
+//!
 //! Not here yet: packed rings, announcements, RSS, and drivers from before virtio 1.0 on big-endian hosts.
+//! Nor are received frames longer than `host_mtu` dropped (virtio 1.4, 5.1.4.1): as with QEMU, the
+//! backend's interface is given the same MTU by whoever sets it up.
 
 mod buffers;
 mod config;

@@ -1,5 +1,7 @@
 //! One receive and one transmit queue with their port: the net client.
 
+mod all;
+
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +16,7 @@ use virtio_bus::ActiveQueue;
 use virtqueue::{QueueMemory, VirtQueue};
 use vmm_sys_util::eventfd::EventFd;
 
+pub(crate) use self::all::{set_offloads, set_queue_pairs};
 use crate::features::{guest_offload_features, header_len};
 use crate::filter::FilterView;
 use crate::kick::{Watch, again, clear};
@@ -475,55 +478,6 @@ impl<M: QueueMemory> FdHandler for TxKick<M> {
             pair.turn_tx();
         }
     }
-}
-
-/// Makes the first `count` pairs those that the driver uses (virtio 1.4, 5.1.6.5.5).
-///
-/// # Errors
-/// When a backend cannot take part; the pairs in use are then as they were.
-#[doc(alias = "virtio_net_set_queue_pairs")]
-pub(crate) fn set_queue_pairs<M: QueueMemory>(
-    pairs: &[Arc<Pair<M>>],
-    count: usize,
-) -> io::Result<()> {
-    let (used, unused) = pairs.split_at(count.min(pairs.len()));
-    let before = |pair: &&Arc<Pair<M>>| pair.enabled.load(Ordering::Relaxed);
-    let added: Vec<_> = used.iter().filter(|pair| !before(pair)).collect();
-    for pair in &added {
-        if let Err(error) = pair.set_enabled(true) {
-            for pair in &added {
-                // Always done.
-                let _ = pair.set_enabled(false);
-            }
-            return Err(error);
-        }
-    }
-    unused.iter().try_for_each(|pair| pair.set_enabled(false))
-}
-
-/// Tells all backends what the driver copes with.
-///
-/// # Errors
-/// When one refuses; those before it are then told again what they were told before.
-#[doc(alias = "virtio_net_apply_guest_offloads")]
-pub(crate) fn set_offloads<M: QueueMemory>(
-    pairs: &[Arc<Pair<M>>],
-    offloads: Offloads,
-) -> io::Result<()> {
-    let mut changed = Vec::with_capacity(pairs.len());
-    for pair in pairs {
-        let before = *lock(&pair.offloads);
-        if let Err(error) = pair.set_offloads(offloads) {
-            for (pair, before) in changed.into_iter().rev() {
-                if let Err(error) = Pair::set_offloads(pair, before) {
-                    tracing::warn!(pair = pair.name, %error, "backend keeps offloads it was to drop");
-                }
-            }
-            return Err(error);
-        }
-        changed.push((pair, before));
-    }
-    Ok(())
 }
 
 /// Whether header fields, and numbers on the control queue, are little-endian: with VERSION_1, or on a guest

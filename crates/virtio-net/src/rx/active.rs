@@ -1,19 +1,22 @@
-//! A receive queue at work: the two doors that frames come through.
+//! A receive queue at work: the two doors that frames come through, this the one of those that are read
+//! in place.
+
+mod copied;
 
 use std::fmt;
 use std::time::Duration;
 
-use net_client::{Drained, DropReason, Frame, FrameSource, IoVec, Port, Read, Received, Token};
+use net_client::{Drained, DropReason, FrameSource, IoVec, Port, Read, Token};
 use virtio_bus::ActiveQueue;
 use virtqueue::{QueueError, QueueMemory, VirtQueue};
 
 use super::After;
-use super::peek::{Place, peek_frame};
+use super::peek::Place;
 use super::reads::{Ended, Reads};
 use crate::buffers::{Buffers, Chains};
 use crate::filter::{FilterView, PEEK};
 use crate::kick::{Watch, again};
-use crate::lend::{Overflow, copy_frame};
+use crate::lend::Overflow;
 use crate::pair::Layout;
 use crate::statistics::RxStatistics;
 
@@ -182,68 +185,6 @@ impl<M: QueueMemory> ActiveRx<M> {
         Ok(Drained::Budget)
     }
 
-    pub(super) fn receive(
-        &mut self,
-        frame: &Frame<'_>,
-        port: &Port,
-        statistics: &mut RxStatistics,
-    ) -> Result<Received, QueueError> {
-        let Some(guest_len) = self.buffers.guest_len(frame.len) else {
-            statistics.dropped_malformed += 1;
-            port.count_dropped_receiving(DropReason::Malformed);
-            return Ok(Received::Taken);
-        };
-        if !self.passes(frame) {
-            count_filtered(port, statistics);
-            return Ok(Received::Taken);
-        }
-        let mut fits = false;
-        for _ in 0..BUDGET {
-            self.deliver_held(statistics)?;
-            if self.held.is_none() {
-                self.buffers.gather(guest_len, statistics)?;
-                fits = self.buffers.fits(guest_len);
-                if fits {
-                    break;
-                }
-                if !self.buffers.ready.list.is_empty() && (self.buffers.is_all() || self.overdue) {
-                    self.drop_frame(port, statistics);
-                    return Ok(Received::Taken);
-                }
-            }
-            if !self.look_again(statistics)? {
-                if !self.buffers.ready.list.is_empty() {
-                    self.begin_patience();
-                }
-                return Ok(Received::Busy);
-            }
-        }
-        if !fits {
-            self.try_later();
-            return Ok(Received::Busy);
-        }
-        let Layout {
-            header_len,
-            host_header_len,
-            ..
-        } = self.layout;
-        let mut skip = 0;
-        // The frame's own header comes first, at the start of the first chain; where it has none, what
-        // comes first lies behind the room for one.
-        let mut offset = header_len - host_header_len;
-        for chain in &self.buffers.ready.list {
-            let left = frame.len - skip;
-            if left == 0 {
-                break;
-            }
-            skip += copy_frame(chain.writable(), offset, frame.iov, skip, left);
-            offset = offset.saturating_sub(chain.writable_len());
-        }
-        // A frame that says it is longer than its memory: `skip` is what there was.
-        self.deliver_ready(header_len - host_header_len + skip, statistics);
-        Ok(Received::Taken)
-    }
-
     /// A frame of `len` bytes was read into `room` guest bytes and `overflow` bytes behind them.
     fn take_frame(
         &mut self,
@@ -402,14 +343,6 @@ impl<M: QueueMemory> ActiveRx<M> {
     fn try_later(&mut self) {
         self.starved = true;
         again(&self.loan.kick);
-    }
-
-    /// Whether the filters let a frame pass that is handed over.
-    fn passes(&mut self, frame: &Frame<'_>) -> bool {
-        let filter = self.filter.look();
-        let mut start = [0; PEEK];
-        filter.is_open()
-            || filter.passes(peek_frame(frame, self.layout.host_header_len, &mut start))
     }
 
     /// Whether the filters let a frame pass that was read into the first `room` guest bytes of `chains`, or
