@@ -29,7 +29,7 @@ pub enum KickSpace {
     Mmio,
 }
 
-/// Binds notify registers to descriptors. [KVM: ioeventfd]
+/// Binds notify registers to descriptors. A hypervisor's ioeventfds do it.
 ///
 /// The machine has one. Where a register is not bound, the guest's write reaches the BAR handler,
 /// which signals the same descriptor: a binder that always refuses is slow, not wrong.

@@ -15,7 +15,7 @@
 //! Not built: saving a device that runs and restoring it. The rest of what a driver has set (status,
 //! features, the registers of queues) can be neither read out as a whole nor set.
 //!
-//! Nothing here knows an interrupt controller, an address space or KVM: kicks are descriptors that a
+//! Nothing here knows an interrupt controller, an address space or a hypervisor: kicks are descriptors that a
 //! [`KickBinder`] may bind to the guest's writes.
 //!
 //! | module | holds |

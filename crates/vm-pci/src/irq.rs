@@ -17,7 +17,7 @@ pub struct MsiMessage {
     pub data: u32,
 }
 
-/// Makes interrupts of messages. The machine has one; a VMM on KVM makes it of irqfds and routes.
+/// Makes interrupts of messages. The machine has one; a VMM makes it of its hypervisor's irqfds and routes.
 pub trait MsiSink: Send + Sync + fmt::Debug {
     /// Makes one vector for the function `requester`, not routed. Dropping it frees what it holds.
     ///
