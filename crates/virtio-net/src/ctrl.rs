@@ -7,14 +7,13 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, Weak};
 
-use iothread::{AioContext, FdHandler, Readiness};
+use iothread::AioContext;
 use virtio::net::F as NetF;
 use virtio_bus::ActiveQueue;
 use virtqueue::{Chain, QueueError, QueueMemory, VirtQueue};
-use vmm_sys_util::eventfd::EventFd;
 
 use self::command::Commands;
-use crate::kick::{Watch, again, clear};
+use crate::kick::{Watch, again};
 use crate::pair::Pair;
 use crate::shared::{Shared, lock};
 use crate::statistics::CtrlStatistics;
@@ -78,12 +77,8 @@ impl<M: QueueMemory> Ctrl<M> {
         features: NetF,
         running: bool,
     ) -> Result<(), (ActiveQueue, io::Error)> {
-        let handler = Arc::new(CtrlKick {
-            ctrl: self.me.clone(),
-            kick: loan.kick.clone(),
-        });
         let mut this = lock(&self.queue);
-        let watch = match Watch::new(&self.context, &loan.kick, handler) {
+        let watch = match Watch::new(&self.context, &loan.kick, self.me.clone(), Self::turn) {
             Ok(watch) => watch,
             Err(error) => return Err((loan, error)),
         };
@@ -119,6 +114,7 @@ impl<M: QueueMemory> Ctrl<M> {
         lock(&self.queue).statistics
     }
 
+    #[doc(alias = "virtio_net_handle_ctrl")]
     fn turn(&self) {
         let mut this = lock(&self.queue);
         let Queue { active, statistics } = &mut *this;
@@ -199,24 +195,5 @@ impl<M: QueueMemory> ActiveCtrl<M> {
 impl<M: QueueMemory> fmt::Debug for Ctrl<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ctrl").finish_non_exhaustive()
-    }
-}
-
-/// Answers the kick of the control queue.
-struct CtrlKick<M: QueueMemory> {
-    ctrl: Weak<Ctrl<M>>,
-    kick: Arc<EventFd>,
-}
-
-impl<M: QueueMemory> FdHandler for CtrlKick<M> {
-    #[doc(alias = "virtio_net_handle_ctrl")]
-    fn ready(&self, readiness: Readiness) {
-        if !readiness.readable {
-            return;
-        }
-        clear(&self.kick);
-        if let Some(ctrl) = self.ctrl.upgrade() {
-            ctrl.turn();
-        }
     }
 }

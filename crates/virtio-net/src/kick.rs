@@ -5,7 +5,9 @@ use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use iothread::{AioContext, FdHandler, Interest, TimerHandler, TimerId, WatchId, WatchedEventFd};
+use iothread::{
+    AioContext, FdHandler, Interest, Readiness, TimerHandler, TimerId, WatchId, WatchedEventFd,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 /// A kick under watch, perhaps with a timer; both end with its drop.
@@ -19,35 +21,41 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(
+    /// Watches `kick`. Each time, it is read empty, then `kicked` is called with `owner`, while that lives.
+    pub(crate) fn new<T: Send + Sync + 'static>(
         context: &Arc<dyn AioContext>,
         kick: &Arc<EventFd>,
-        handler: Arc<dyn FdHandler>,
+        owner: Weak<T>,
+        kicked: fn(&T),
     ) -> io::Result<Self> {
-        let id = context.add_fd(
-            Arc::new(WatchedEventFd(kick.clone())),
-            Interest::READ,
-            Arc::downgrade(&handler),
-        )?;
+        Self::with_timer(context, kick, owner, kicked, None)
+    }
+
+    /// As [`new`](Self::new), with a timer too if there is something to call when it `expired`.
+    pub(crate) fn with_timer<T: Send + Sync + 'static>(
+        context: &Arc<dyn AioContext>,
+        kick: &Arc<EventFd>,
+        owner: Weak<T>,
+        kicked: fn(&T),
+        expired: Option<fn(&T)>,
+    ) -> io::Result<Self> {
+        let handler = Arc::new(OnKick {
+            owner,
+            kick: kick.clone(),
+            kicked,
+            expired,
+        });
+        let on_kick = Arc::downgrade(&handler) as Weak<dyn FdHandler>;
+        let on_timer = Arc::downgrade(&handler) as Weak<dyn TimerHandler>;
+        let fd = Arc::new(WatchedEventFd(kick.clone()));
+        let id = context.add_fd(fd, Interest::READ, on_kick)?;
         Ok(Self {
             context: context.clone(),
             id,
-            timer: None,
+            timer: expired.map(|_| context.add_timer(on_timer)),
             armed: false,
             _handler: handler,
         })
-    }
-
-    /// As [`new`](Self::new), with a timer that the same handler answers to.
-    pub(crate) fn with_timer<H: FdHandler + TimerHandler + 'static>(
-        context: &Arc<dyn AioContext>,
-        kick: &Arc<EventFd>,
-        handler: Arc<H>,
-    ) -> io::Result<Self> {
-        let timer = Arc::downgrade(&handler) as Weak<dyn TimerHandler>;
-        let mut watch = Self::new(context, kick, handler)?;
-        watch.timer = Some(context.add_timer(timer));
-        Ok(watch)
     }
 
     /// The kick is not looked at any more: its queue is broken.
@@ -96,6 +104,34 @@ impl fmt::Debug for Watch {
     }
 }
 
+/// Calls the owner of a queue at its kick, and at its timer.
+struct OnKick<T> {
+    owner: Weak<T>,
+    kick: Arc<EventFd>,
+    kicked: fn(&T),
+    expired: Option<fn(&T)>,
+}
+
+impl<T: Send + Sync> FdHandler for OnKick<T> {
+    fn ready(&self, readiness: Readiness) {
+        if !readiness.readable {
+            return;
+        }
+        clear(&self.kick);
+        if let Some(owner) = self.owner.upgrade() {
+            (self.kicked)(&owner);
+        }
+    }
+}
+
+impl<T: Send + Sync> TimerHandler for OnKick<T> {
+    fn expired(&self) {
+        if let (Some(owner), Some(expired)) = (self.owner.upgrade(), self.expired) {
+            expired(&owner);
+        }
+    }
+}
+
 /// Makes the context look at the queue at its next turn.
 pub(crate) fn again(kick: &EventFd) {
     // It fails only when the counter is full, and then it is signalled anyway.
@@ -103,7 +139,7 @@ pub(crate) fn again(kick: &EventFd) {
 }
 
 /// Reads the kick empty.
-pub(crate) fn clear(kick: &EventFd) {
+fn clear(kick: &EventFd) {
     // Nothing to read is as good as read.
     let _ = kick.read();
 }

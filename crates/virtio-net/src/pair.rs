@@ -7,7 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, TryLockError, Weak};
 
-use iothread::{AioContext, FdHandler, Readiness, TimerHandler};
+use iothread::AioContext;
 use net_client::{
     Drained, Frame, FrameSource, NetClient, Offloads, Port, Received, Token, VnetHeader,
 };
@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub(crate) use self::all::{set_offloads, set_queue_pairs};
 use crate::features::{guest_offload_features, header_len};
 use crate::filter::FilterView;
-use crate::kick::{Watch, again, clear};
+use crate::kick::{Watch, again};
 use crate::rx::{ActiveRx, After, Rx};
 use crate::shared::{Shared, lock};
 use crate::statistics::{RxStatistics, TxStatistics};
@@ -297,19 +297,14 @@ impl<M: QueueMemory> Pair<M> {
     }
 
     fn watch_rx(&self, kick: &Arc<EventFd>) -> io::Result<Watch> {
-        let handler = Arc::new(RxKick {
-            pair: self.me.clone(),
-            kick: kick.clone(),
-        });
-        Watch::with_timer(&lock(&self.context), kick, handler)
+        let kicked = |pair: &Self| pair.with_rx(|rx| ((), rx.kicked()));
+        let expired = |pair: &Self| pair.with_rx(|rx| ((), rx.overdue(&pair.port)));
+        let context = lock(&self.context);
+        Watch::with_timer(&context, kick, self.me.clone(), kicked, Some(expired))
     }
 
     fn watch_tx(&self, kick: &Arc<EventFd>) -> io::Result<Watch> {
-        let handler = Arc::new(TxKick {
-            pair: self.me.clone(),
-            kick: kick.clone(),
-        });
-        Watch::new(&lock(&self.context), kick, handler)
+        Watch::new(&lock(&self.context), kick, self.me.clone(), Self::turn_tx)
     }
 
     /// Works on the receive queue, then does what that has left to do. That the queue is broken is said under
@@ -329,6 +324,7 @@ impl<M: QueueMemory> Pair<M> {
     }
 
     /// Takes a turn of the transmit queue.
+    #[doc(alias = "virtio_net_handle_tx_bh")]
     fn turn_tx(&self) {
         self.with_tx(|tx| tx.turn(&self.port, self.burst));
     }
@@ -431,52 +427,6 @@ impl<M: QueueMemory> fmt::Debug for Pair<M> {
             .field("rx", &self.rx.try_lock().ok())
             .field("tx", &self.tx.try_lock().ok())
             .finish_non_exhaustive()
-    }
-}
-
-/// Answers the kick of a receive queue.
-struct RxKick<M: QueueMemory> {
-    pair: Weak<Pair<M>>,
-    kick: Arc<EventFd>,
-}
-
-impl<M: QueueMemory> FdHandler for RxKick<M> {
-    #[doc(alias = "virtio_net_handle_rx")]
-    fn ready(&self, readiness: Readiness) {
-        if !readiness.readable {
-            return;
-        }
-        clear(&self.kick);
-        if let Some(pair) = self.pair.upgrade() {
-            pair.with_rx(|rx| ((), rx.kicked()));
-        }
-    }
-}
-
-impl<M: QueueMemory> TimerHandler for RxKick<M> {
-    fn expired(&self) {
-        if let Some(pair) = self.pair.upgrade() {
-            pair.with_rx(|rx| ((), rx.overdue(&pair.port)));
-        }
-    }
-}
-
-/// Answers the kick of a transmit queue.
-struct TxKick<M: QueueMemory> {
-    pair: Weak<Pair<M>>,
-    kick: Arc<EventFd>,
-}
-
-impl<M: QueueMemory> FdHandler for TxKick<M> {
-    #[doc(alias = "virtio_net_handle_tx_bh")]
-    fn ready(&self, readiness: Readiness) {
-        if !readiness.readable {
-            return;
-        }
-        clear(&self.kick);
-        if let Some(pair) = self.pair.upgrade() {
-            pair.turn_tx();
-        }
     }
 }
 
