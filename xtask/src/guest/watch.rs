@@ -329,7 +329,10 @@ impl Watch {
                 "the VMM ended with status {status} while the guest booted"
             ));
         }
-        if self.outcome.console.to_lowercase().contains(TRIPLE_FAULT) {
+        // The console is the commands' too, so what the VMM says of the guest stands behind what they did.
+        let last = self.outcome.output.lines().last().unwrap_or_default();
+        let said = |text: &str| text.to_lowercase().contains(TRIPLE_FAULT);
+        if said(last) || said(&self.outcome.console) {
             return Ending::Died(format!(
                 "the VMM ended with status {status} on a triple fault"
             ));
@@ -461,7 +464,7 @@ mod tests {
     fn only_what_the_emulator_does_to_a_boot_is_tried_again() {
         let down = |status: u8| format!("{START}@host vmm {status}\n@host done\n");
         let lockup = "watchdog: BUG: soft lockup - CPU#1 stuck for 22s!\n";
-        let cases: [(&str, String, String, &str, bool); 9] = [
+        let cases: [(&str, String, String, &str, bool); 11] = [
             ("host locked up", START.into(), BEGIN.into(), lockup, true),
             (
                 "host panicked",
@@ -499,6 +502,20 @@ mod tests {
                 format!("{BEGIN}@@guest:w:reboot@@\nTriple fault"),
                 "",
                 true,
+            ),
+            (
+                "triple fault under the commands",
+                down(2),
+                format!("{BEGIN}one\nvmm: the guest crashed: triple fault at rip 0xfff0\n"),
+                "",
+                true,
+            ),
+            (
+                "commands that speak of one",
+                down(2),
+                format!("{BEGIN}triple fault\nvmm: something else\n"),
+                "",
+                false,
             ),
             (
                 "commands say nothing",
