@@ -8,8 +8,8 @@ use crate::guest::watch::Outcome;
 /// Both ends send without end, whether or not anybody answers; `lives` shows that they do, and
 /// `unloaded` ends it and sees whether anything is left of it.
 ///
-/// A hundred frames a second each way: five times as many killed every second emulated host within
-/// ten seconds, of a page fault of its own in the middle of entering the guest.
+/// A hundred frames a second each way: under five times as many about every second boot died in the
+/// emulated host, which once panicked with a page fault in its own entry to the guest.
 macro_rules! under_load {
     () => {
         r#"
