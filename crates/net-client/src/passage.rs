@@ -82,6 +82,11 @@ impl Port {
     /// [`DropReason::NoRoom`]. [`flush`](Self::flush) ends the batch as ever.
     #[doc(alias = "qemu_send_packet")]
     pub fn post(&self, bytes: &[u8]) {
+        self.post_behind(bytes, None);
+    }
+
+    /// As [`post`](Self::post), past the filters behind `after` only.
+    fn post_behind(&self, bytes: &[u8], after: Option<&Slot>) {
         let iov = IoVec::of_bytes(bytes);
         let frame = Frame {
             token: None,
@@ -90,7 +95,7 @@ impl Port {
         };
         match self.open_peer() {
             Ok((peer, client)) => {
-                let _taken = self.pass(&peer, &*client, &frame, None);
+                let _taken = self.pass(&peer, &*client, &frame, after);
             }
             Err(reason) => self.sent.dropped(reason),
         }
@@ -245,18 +250,7 @@ impl Port {
         };
         let Some(sender) = sender else { return };
         slot.held(direction).deliver(frames, &mut |bytes| {
-            let iov = IoVec::of_bytes(bytes);
-            let frame = Frame {
-                token: None,
-                iov: &[iov],
-                len: bytes.len(),
-            };
-            match sender.open_peer() {
-                Ok((receiver, client)) => {
-                    let _taken = sender.pass(&receiver, &*client, &frame, Some(slot));
-                }
-                Err(reason) => sender.sent.dropped(reason),
-            }
+            sender.post_behind(bytes, Some(slot));
             true
         });
         sender.flush_own();
