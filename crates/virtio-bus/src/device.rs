@@ -195,6 +195,14 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send + Sync + fmt::Debug {
         let _ = queue;
     }
 
+    /// A front end that keeps the device's control queue to itself (vhost-user) takes a queue into use, or
+    /// takes it out of use: an enabled queue's frames pass, those of another are dropped or wait. Called at
+    /// any time after [`negotiate`](Self::negotiate), for queues that the device has got and for those
+    /// that it has not, and twice. Never called by a transport that shows the control queue to the driver.
+    fn set_queue_enabled(&self, index: QueueIndex, enabled: bool) {
+        let _ = (index, enabled);
+    }
+
     /// Back to the state after creation: stop all queues, wait for the last completion of what is in
     /// flight, hand the queues back, forget features and driver-set state. May be called at any time
     /// and twice.
