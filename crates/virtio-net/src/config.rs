@@ -69,6 +69,8 @@ pub struct VirtioNetConfig {
     pub ctrl_vlan: bool,
     /// The driver may change the NIC's address.
     pub ctrl_mac_addr: bool,
+    /// The driver may be asked to announce itself on the link ([`announce_self`](crate::VirtioNet::announce_self)).
+    pub guest_announce: bool,
     /// The driver may change the `guest_*` offloads while it runs.
     pub ctrl_guest_offloads: bool,
     /// Descriptors may refer to indirect tables.
@@ -131,6 +133,7 @@ impl Default for VirtioNetConfig {
             ctrl_rx_extra: true,
             ctrl_vlan: true,
             ctrl_mac_addr: true,
+            guest_announce: true,
             ctrl_guest_offloads: true,
             indirect_desc: true,
             event_idx: true,
@@ -189,11 +192,10 @@ impl ConfigSpace {
         self.len
     }
 
-    /// Copies what lies at `offset` of a NIC that has this address and link; beyond the end `data` stays as it is.
-    pub(crate) fn read(&self, mac: Mac, link_up: bool, offset: usize, data: &mut [u8]) {
+    /// Copies what lies at `offset` of a NIC that has this address and status; beyond the end `data` stays as it is.
+    pub(crate) fn read(&self, mac: Mac, status: S, offset: usize, data: &mut [u8]) {
         let mut bytes = self.bytes;
         bytes[field::MAC..field::STATUS].copy_from_slice(&mac);
-        let status = if link_up { S::LINK_UP } else { S::empty() };
         bytes[field::STATUS..field::MAX_VIRTQUEUE_PAIRS]
             .copy_from_slice(&status.bits().to_ne().to_le_bytes());
         let there = bytes[..self.len].get(offset..).unwrap_or_default();
@@ -241,12 +243,12 @@ mod tests {
         for offset in 0..whole.len() {
             for len in 0..=whole.len() - offset {
                 let mut data = vec![0xa5; len];
-                space.read(MAC, true, offset, &mut data);
+                space.read(MAC, S::LINK_UP, offset, &mut data);
                 assert_eq!(data, whole[offset..offset + len], "{offset}+{len}");
             }
         }
         let mut far = [0xa5];
-        space.read(MAC, true, usize::MAX, &mut far);
+        space.read(MAC, S::LINK_UP, usize::MAX, &mut far);
         assert_eq!(far, [0xa5]);
     }
 
@@ -265,18 +267,23 @@ mod tests {
             };
             let space = ConfigSpace::new(&config, NetF::SPEED_DUPLEX, 1);
             let mut data = [0xa5; 5];
-            space.read(MAC, true, 12, &mut data);
+            space.read(MAC, S::LINK_UP, 12, &mut data);
             assert_eq!(data, expected, "{speed:?}, {duplex:?}");
         }
     }
 
     #[test]
-    fn status_follows_the_link() {
+    fn status_is_read_as_it_is() {
         let space = ConfigSpace::new(&VirtioNetConfig::default(), NetF::STATUS, 1);
-        for (up, expected) in [(true, [1, 0]), (false, [0, 0])] {
+        let table = [
+            (S::LINK_UP, [1, 0]),
+            (S::empty(), [0, 0]),
+            (S::LINK_UP | S::ANNOUNCE, [3, 0]),
+        ];
+        for (status, expected) in table {
             let mut data = [0xa5; 2];
-            space.read(MAC, up, 6, &mut data);
-            assert_eq!(data, expected, "{up}");
+            space.read(MAC, status, 6, &mut data);
+            assert_eq!(data, expected, "{status:?}");
         }
     }
 }

@@ -14,6 +14,7 @@ use virtio_bus::{
 use virtqueue::{QueueIndex, QueueMemory, VirtQueue};
 
 use crate::VirtioNetConfig;
+use crate::announce::{AnnounceParameters, Announcer};
 use crate::config::ConfigSpace;
 use crate::ctrl::Ctrl;
 use crate::error::{VirtioNetError, check};
@@ -40,6 +41,7 @@ pub struct VirtioNet<M: QueueMemory> {
     shared: Arc<Shared>,
     pairs: Vec<Arc<Pair<M>>>,
     ctrl: Arc<Ctrl<M>>,
+    announcer: Arc<Announcer>,
     /// Taken before any queue's lock, and not by the data path. Held while a queue is stopped.
     state: Mutex<State<M>>,
 }
@@ -112,6 +114,7 @@ impl<M: QueueMemory> VirtioNet<M> {
             mac: config.mac,
             queue_sizes,
             ctrl: Ctrl::new(shared.clone(), pairs.clone(), first_context.clone()),
+            announcer: Announcer::new(shared.clone(), first_context.clone()),
             shared,
             pairs,
             state: Mutex::new(State {
@@ -120,6 +123,15 @@ impl<M: QueueMemory> VirtioNet<M> {
                 paused: false,
             }),
         }))
+    }
+
+    /// Asks the driver to announce itself on the link, in so many rounds: after the machine has moved, say. A round
+    /// that finds no driver, or one that has not negotiated `VIRTIO_NET_F_GUEST_ANNOUNCE`, comes to nothing; the
+    /// backend is sent nothing but what the driver then sends. Called at any time, on any thread; rounds
+    /// that go on are forgotten.
+    #[doc(alias = "qemu_announce_self")]
+    pub fn announce_self(&self, parameters: AnnounceParameters) {
+        self.announcer.begin(parameters);
     }
 
     /// The NIC's end of each link, one for each queue pair.
@@ -246,7 +258,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let mac = self.shared.filter.now().mac;
         self.config_space
-            .read(mac, self.shared.link_is_up(), offset, data);
+            .read(mac, self.shared.status(), offset, data);
     }
 
     fn negotiate(&self, features: F) -> Result<(), FeaturesRefused> {
@@ -303,6 +315,8 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
                 return Err(NotActivated { queues, error });
             }
         }
+        self.shared
+            .set_announcing(NetF::from(features).contains(NetF::GUEST_ANNOUNCE));
         state.memory = Some(memory);
         Ok(())
     }
@@ -361,6 +375,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         *memory = None;
         self.forget_arriving();
         self.forget_filters(false);
+        self.shared.set_announcing(false);
         self.use_first_pair();
         // A driver that comes next has negotiated nothing yet. That the backend refuses to do less for
         // it is of no consequence: it is told again at negotiation.

@@ -64,7 +64,7 @@ const OFFLOADS: [Offload; 7] = [
 
 /// Features that need others (virtio 1.4, 5.1.3.1), as far as they are offered: a feature, and the set of
 /// which it needs one. In an order in which what is needed comes first.
-const REQUIREMENTS: [(NetF, NetF); 17] = [
+const REQUIREMENTS: [(NetF, NetF); 19] = [
     (NetF::HOST_TSO4, NetF::CSUM),
     (NetF::HOST_TSO6, NetF::CSUM),
     (NetF::HOST_ECN, NetF::HOST_TSO4.union(NetF::HOST_TSO6)),
@@ -82,6 +82,9 @@ const REQUIREMENTS: [(NetF, NetF); 17] = [
     (NetF::CTRL_VLAN, NetF::CTRL_VQ),
     (NetF::CTRL_MAC_ADDR, NetF::CTRL_VQ),
     (NetF::MQ, NetF::CTRL_VQ),
+    (NetF::GUEST_ANNOUNCE, NetF::CTRL_VQ),
+    // It is asked in `status`.
+    (NetF::GUEST_ANNOUNCE, NetF::STATUS),
 ];
 
 /// The features to offer with a backend that can do `backend`, or carries no header at all (`None`).
@@ -114,6 +117,7 @@ pub(crate) fn offered(config: &VirtioNetConfig, backend: Option<Offloads>) -> F 
         (config.ctrl_rx_extra, NetF::CTRL_RX_EXTRA),
         (config.ctrl_vlan, NetF::CTRL_VLAN),
         (config.ctrl_mac_addr, NetF::CTRL_MAC_ADDR),
+        (config.guest_announce, NetF::GUEST_ANNOUNCE),
         (config.ctrl_vq, NetF::CTRL_VQ),
         (config.ctrl_guest_offloads, NetF::CTRL_GUEST_OFFLOADS),
         (config.indirect_desc, NetF::INDIRECT_DESC),
@@ -199,6 +203,7 @@ mod tests {
             | NetF::CTRL_RX_EXTRA
             | NetF::CTRL_VLAN
             | NetF::CTRL_MAC_ADDR
+            | NetF::GUEST_ANNOUNCE
             | NetF::INDIRECT_DESC
             | NetF::EVENT_IDX
             | NetF::RING_RESET;

@@ -47,6 +47,7 @@
 //! | `tx`, `rx` | the two directions |
 //! | `buffers` | the buffers that the driver has made available for reception |
 //! | `ctrl` | the control queue and its commands |
+//! | `announce` | asking the driver to announce itself |
 //! | `filter` | which received frames the driver wants |
 //! | `header` | the header in front of each frame |
 //! | `lend` | guest memory and buffers of our own, as lent to the peer |
@@ -68,10 +69,11 @@
 //!
 //! That its queue is broken the transport is told under the queue's lock, so that a reset comes before or after.
 //!
-//! Not here yet: packed rings, announcements, RSS, and drivers from before virtio 1.0 on big-endian hosts.
+//! Not here yet: packed rings, RSS, and drivers from before virtio 1.0 on big-endian hosts.
 //! Nor are received frames longer than `host_mtu` dropped (virtio 1.4, 5.1.4.1): as with QEMU, the
 //! backend's interface is given the same MTU by whoever sets it up.
 
+mod announce;
 mod buffers;
 mod config;
 mod ctrl;
@@ -90,8 +92,14 @@ mod shared;
 mod statistics;
 mod tx;
 
+pub use announce::AnnounceParameters;
 pub use config::{Duplex, VirtioNetConfig};
 pub use device::VirtioNet;
 pub use error::VirtioNetError;
 pub use header::HeaderFault;
 pub use statistics::{CtrlStatistics, RxStatistics, TxStatistics};
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -87,6 +87,7 @@ const PROPERTIES: &[PropertyInfo] = &[
     on("ctrl_rx_extra"),
     on("ctrl_vlan"),
     on("ctrl_mac_addr"),
+    on("guest_announce"),
     on("ctrl_guest_offloads"),
     // Later than QEMU 7.2.
     on("host_uso"),
@@ -99,7 +100,6 @@ const UNBUILT: &[PropertyInfo] = &[
     PropertyInfo::bool("failover", false).unbuilt(OFF),
     // The legacy interface's.
     off("gso", true),
-    off("guest_announce", true),
     off("guest_rsc_ext", false),
     off("hash", false),
     off("rss", false),
@@ -183,6 +183,7 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
         ctrl_rx_extra: device.get("ctrl_rx_extra")?,
         ctrl_vlan: device.get("ctrl_vlan")?,
         ctrl_mac_addr: device.get("ctrl_mac_addr")?,
+        guest_announce: device.get("guest_announce")?,
         ctrl_guest_offloads: device.get("ctrl_guest_offloads")?,
         indirect_desc: device.get("indirect_desc")?,
         event_idx: device.get("event_idx")?,

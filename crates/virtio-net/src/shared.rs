@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use virtio::net::S;
 use virtio_bus::Transport;
 use virtqueue::QueueError;
 
@@ -15,6 +16,16 @@ pub(crate) struct Shared {
     /// A leaf lock: the transport is called without it.
     transport: Mutex<Option<Weak<dyn Transport>>>,
     link_down: AtomicBool,
+    /// A leaf lock.
+    announcing: Mutex<Announcing>,
+}
+
+/// Whether the driver can be asked to announce itself, and whether it is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Announcing {
+    negotiated: bool,
+    /// `VIRTIO_NET_S_ANNOUNCE`.
+    asked: bool,
 }
 
 impl Shared {
@@ -23,6 +34,7 @@ impl Shared {
             filter: FilterCell::new(Filter::new(mac, false)),
             transport: Mutex::new(None),
             link_down: AtomicBool::new(false),
+            announcing: Mutex::new(Announcing::default()),
         }
     }
 
@@ -30,8 +42,42 @@ impl Shared {
         *lock(&self.transport) = transport;
     }
 
-    pub(crate) fn link_is_up(&self) -> bool {
-        !self.link_down.load(Ordering::Acquire)
+    /// The configuration space's field.
+    pub(crate) fn status(&self) -> S {
+        let mut status = S::empty();
+        if !self.link_down.load(Ordering::Acquire) {
+            status |= S::LINK_UP;
+        }
+        if lock(&self.announcing).asked {
+            status |= S::ANNOUNCE;
+        }
+        status
+    }
+
+    /// From here on the driver can be asked to announce itself, or cannot. It is not asked yet.
+    pub(crate) fn set_announcing(&self, negotiated: bool) {
+        *lock(&self.announcing) = Announcing {
+            negotiated,
+            asked: false,
+        };
+    }
+
+    /// Asks the driver to announce itself, if it can be asked. One that was asked and has not answered is told again.
+    #[doc(alias = "virtio_net_announce_notify")]
+    pub(crate) fn ask_to_announce(&self) {
+        let asked = {
+            let mut announcing = lock(&self.announcing);
+            announcing.asked = announcing.negotiated;
+            announcing.asked
+        };
+        if asked && let Some(transport) = self.transport() {
+            transport.config_changed();
+        }
+    }
+
+    /// The driver has been asked.
+    pub(crate) fn announced(&self) {
+        lock(&self.announcing).asked = false;
     }
 
     /// A queue is broken: the device cannot go on as a whole. (Its other queues do.)

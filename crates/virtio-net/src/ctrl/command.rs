@@ -29,6 +29,7 @@ impl<M: QueueMemory> Commands<'_, M> {
             Class::Rx => self.rx(ctrl::Rx::try_from(command).ok()?, data),
             Class::Mac => self.mac(ctrl::Mac::try_from(command).ok()?, data),
             Class::Vlan => self.vlan(ctrl::Vlan::try_from(command).ok()?, data),
+            Class::Announce => self.announce(ctrl::Announce::try_from(command).ok()?, &data),
             Class::Mq => self.mq(ctrl::Mq::try_from(command).ok()?, data),
             Class::GuestOffloads => {
                 self.guest_offloads(ctrl::GuestOffloads::try_from(command).ok()?, data)
@@ -105,6 +106,17 @@ impl<M: QueueMemory> Commands<'_, M> {
             let table = filter.vlans.as_mut()?;
             table.set(id, wanted).then_some(())
         })
+    }
+
+    /// `VIRTIO_NET_CTRL_ANNOUNCE` (virtio 1.4, 5.1.6.5.4)
+    #[doc(alias = "virtio_net_handle_announce")]
+    fn announce(&self, command: ctrl::Announce, data: &Data<'_, M>) -> Option<()> {
+        if command != ctrl::Announce::Ack || !data.is_empty() {
+            return None;
+        }
+        self.negotiated(NetF::GUEST_ANNOUNCE)?;
+        self.shared.announced();
+        Some(())
     }
 
     /// `VIRTIO_NET_CTRL_MQ` (virtio 1.4, 5.1.6.5.5)

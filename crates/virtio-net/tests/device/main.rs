@@ -1,6 +1,7 @@
 //! The model alone: no transport, a driver that writes rings into memory, and a peer that does as told.
 #![expect(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 
+mod announce;
 mod ctrl;
 mod filter;
 mod harness;

@@ -140,7 +140,6 @@ fn what_is_not_built_is_refused_by_name() {
         ("packed=on", "virtio-net-device", off),
         ("rss=on", "virtio-net-device", off),
         ("iommu_platform=on", "virtio-net-device", off),
-        ("guest_announce=on", "virtio-net-device", off),
         ("in_order=on", "virtio-net-device", off),
         (
             "bootindex=1",
