@@ -87,3 +87,8 @@ pub use context::{
 };
 pub use event_loop::EventLoop;
 pub use thread::IoThread;
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -42,3 +42,8 @@ pub mod scalar;
 pub use error::Error;
 pub use help::OptionInfo;
 pub use options::Options;
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -99,3 +99,8 @@ pub use error::TapError;
 pub use netdev::{TapNetdev, register};
 pub use queue::TapQueue;
 pub use tap::{INITIAL_HEADER_LEN, Tap};
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -127,3 +127,8 @@ pub use object::{BUS, DEVICE, register_types};
 pub use phase::Phase;
 pub use text::{BadMacAddr, MAC_ADDRESS, MacAddr, set_text};
 pub use tree::QomProperty;
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

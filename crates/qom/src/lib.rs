@@ -85,3 +85,8 @@ pub use property::{
     Check, Choices, CustomKind, Kind, OnOffAuto, PropertyInfo, PropertyType, Unbuilt, Value,
 };
 pub use types::{INTERFACE, OBJECT, TypeInfo, TypeRegistry};
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -63,3 +63,8 @@ pub use queue::VirtQueue;
     reason = "registers are cut to their widths"
 )]
 mod fake;
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -53,3 +53,8 @@
 //! | `virtio-net-pci-transitional` | refused as not supported |
 
 pub mod object;
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

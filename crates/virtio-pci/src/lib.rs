@@ -39,3 +39,8 @@ mod registers;
 mod window;
 
 pub use function::{Error, VirtioPci, VirtioPciConfig};
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

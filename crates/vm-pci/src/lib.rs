@@ -128,3 +128,8 @@ pub use host::{PciHost, PciHostConfig};
 pub use intx::Intx;
 pub use irq::{IntxLine, IntxPin, IrqLines, MsiMessage, MsiSink, MsiVector};
 pub use msix::{Msix, MsixLayout};
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
