@@ -23,8 +23,8 @@ enum State {
     Idle(Vec<u8>),
     /// A frame of so many bytes that the peer had no room for.
     Held(Vec<u8>, usize),
-    /// A read goes on; [`Token::PORT`] ends it.
-    Reading(Vec<u8>),
+    /// A read goes on; [`Token::PORT`] ends it. `cleared`: what it brings is not wanted.
+    Reading { buffer: Vec<u8>, cleared: bool },
     /// Taken out. `room`: the peer said meanwhile that it has room; `cleared`: it wants no frame from
     /// before.
     InUse { room: bool, cleared: bool },
@@ -40,7 +40,7 @@ impl State {
 impl Bounce {
     /// Whether a read into the buffer goes on. Until it ends, nothing may be read past it.
     pub(crate) fn is_reading(&self) -> bool {
-        matches!(*self.lock(), State::Reading(_))
+        matches!(*self.lock(), State::Reading { .. })
     }
 
     /// Whether no frame is in it, or on its way there.
@@ -80,7 +80,7 @@ impl Bounce {
                 match mem::replace(&mut *state, State::TAKEN) {
                     State::Idle(buffer) => buffer,
                     // One frame at a time: the end of the read asks again.
-                    reading @ State::Reading(_) => {
+                    reading @ State::Reading { .. } => {
                         *state = reading;
                         return Drained::Empty;
                     }
@@ -100,7 +100,8 @@ impl Bounce {
                     }
                 }
                 Read::Pending => {
-                    *self.lock() = State::Reading(buffer);
+                    let cleared = false;
+                    *self.lock() = State::Reading { buffer, cleared };
                     drained = Drained::Empty;
                     break;
                 }
@@ -120,9 +121,15 @@ impl Bounce {
         let buffer = {
             let mut state = self.lock();
             match mem::replace(&mut *state, State::TAKEN) {
-                State::Reading(buffer) if len > 0 => buffer,
-                State::Reading(buffer) => {
+                State::Reading {
+                    buffer,
+                    cleared: false,
+                } if len > 0 => buffer,
+                State::Reading { buffer, .. } => {
                     *state = State::Idle(buffer);
+                    if len > 0 {
+                        port.sent.dropped(DropReason::NotRunning);
+                    }
                     return;
                 }
                 other => {
@@ -136,7 +143,7 @@ impl Bounce {
     }
 
     /// Forgets a frame that is kept: its receiver is gone. Whether there was one. One that is being
-    /// offered is not kept any more.
+    /// offered is not kept any more, and one that is being read is not handed over.
     pub(crate) fn clear(&self) -> bool {
         let mut state = self.lock();
         match &mut *state {
@@ -148,7 +155,11 @@ impl Bounce {
                 *cleared = true;
                 false
             }
-            State::Idle(_) | State::Reading(_) => false,
+            State::Reading { cleared, .. } => {
+                *cleared = true;
+                false
+            }
+            State::Idle(_) => false,
         }
     }
 
@@ -201,7 +212,7 @@ impl fmt::Debug for Bounce {
         f.write_str(match &*self.lock() {
             State::Idle(_) => "idle",
             State::Held(..) => "held",
-            State::Reading(_) => "reading",
+            State::Reading { .. } => "reading",
             State::InUse { .. } => "in use",
         })
     }

@@ -88,6 +88,26 @@ pub trait FrameSource {
     /// Reads the next frame into `iov`. The memory is lent for the call, and after
     /// [`Read::Pending`] until the token is completed.
     fn read(&mut self, token: Token, iov: &[IoVec]) -> Read;
+
+    /// How many reads the source does best at once now. Above 1 the reader may [`queue`](Self::queue) up
+    /// to so many, then has them done by one [`submit`](Self::submit); it may as well go on with
+    /// [`read`](Self::read). Asked before each batch.
+    fn batch(&mut self) -> usize {
+        1
+    }
+
+    /// Puts a read into the batch. The memory is lent until [`submit`](Self::submit) has named the token,
+    /// or the source is dropped. Only called where [`batch`](Self::batch) is above 1, and at most so often.
+    fn queue(&mut self, token: Token, iov: &[IoVec]) {
+        let _ = (token, iov);
+    }
+
+    /// Does the reads of the batch, in order, and names each to `done` before it returns. None of them is
+    /// [`Read::Pending`]. One that finds no frame may be followed by one that does: a frame may come
+    /// meanwhile.
+    fn submit(&mut self, done: &mut dyn FnMut(Token, Read)) {
+        let _ = done;
+    }
 }
 
 /// One queue of a net client: one end of a link. [QEMU: NetClientState and NetClientInfo]

@@ -45,6 +45,22 @@ pub(crate) struct Connection {
     link: Arc<Link>,
 }
 
+/// A peer that is kept from going.
+#[derive(Debug)]
+pub(crate) struct LastingPeer {
+    pub(crate) port: Arc<Port>,
+    pub(crate) client: Arc<dyn NetClient>,
+    link: Arc<Link>,
+}
+
+impl LastingPeer {
+    /// No frame passes any more.
+    #[inline]
+    pub(crate) fn is_closing(&self) -> bool {
+        self.link.closing.load(Ordering::Acquire)
+    }
+}
+
 /// What the two ports of one connection share, from its beginning to its end.
 #[derive(Debug)]
 struct Link {
@@ -210,6 +226,16 @@ impl Port {
         }
         let client = peer.client().ok_or(DropReason::NoPeer)?;
         Ok((peer, client))
+    }
+
+    /// The peer, and what says whether frames may still pass, for a batch of frames.
+    pub(crate) fn lasting_peer(&self) -> Option<LastingPeer> {
+        let (port, link) = match &*self.read_connection() {
+            Some(connection) => (connection.peer.upgrade()?, connection.link.clone()),
+            None => return None,
+        };
+        let client = port.client()?;
+        Some(LastingPeer { port, client, link })
     }
 
     fn link(&self) -> Option<Arc<Link>> {

@@ -98,7 +98,12 @@ pub use help::KindHelp;
 pub use iovec::{IoVec, copy_from_iov, copy_to_iov, total_len};
 pub use loopback::Loopback;
 pub use netdev::{Constructor, NetClients, Netdev, NetdevError, OpenError, Opener};
-pub use port::Port;
+pub use port::{Port, Sender};
 pub use recorder::Recorder;
 pub use statistics::{DirectionStatistics, DropReason, Statistics};
 pub use vnet::{Offloads, VnetHeader};
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -236,6 +236,12 @@ impl Port {
         if self.bounce.clear() {
             self.sent.dropped(DropReason::NotRunning);
         }
+        if self.bounce.is_reading()
+            && let Some(client) = self.client()
+        {
+            // What the read brings is for a driver that is gone.
+            client.cancel_reads();
+        }
         self.forget_waiting(DropReason::NotRunning);
         self.forget_held(Direction::Tx, DropReason::NotRunning);
         peer.forget_held(Direction::Rx, DropReason::NotRunning);

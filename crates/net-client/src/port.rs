@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock, Weak};
 
 use crate::bounce::Bounce;
 use crate::client::{Drained, Frame, FrameSource, NetClient, Read, Received, Token};
-use crate::connection::Connection;
+use crate::connection::{Connection, LastingPeer};
 use crate::filter::Filters;
 use crate::iovec::IoVec;
 use crate::queue::PacketQueue;
@@ -109,20 +109,15 @@ impl Port {
     /// (and so [`Received::Taken`]).
     #[doc(alias = "qemu_sendv_packet_async")]
     pub fn send(&self, frame: &Frame<'_>) -> Received {
-        let (peer, client) = match self.open_peer() {
-            Ok(open) => open,
-            Err(reason) => {
-                self.sent.dropped(reason);
-                return Received::Taken;
-            }
-        };
-        if !self.waiting.is_empty() {
-            return Received::Busy;
+        self.sender().send(frame)
+    }
+
+    /// Looks the peer up once for a batch of frames.
+    pub fn sender(&self) -> Sender<'_> {
+        Sender {
+            port: self,
+            to: self.lasting_peer(),
         }
-        if self.is_filtered(&peer) {
-            return self.pass(&peer, &*client, frame, None);
-        }
-        self.hand_over(&peer, &*client, frame)
     }
 
     /// Offers a frame that the caller has as bytes (header included, where one is agreed on) and
@@ -280,6 +275,48 @@ impl Port {
     }
 }
 
+/// The way to the peer for one batch of frames: the peer is looked up, and kept from going, once.
+///
+/// Made on the context, and dropped before the turn ends: whoever disconnects the two waits for that.
+#[derive(Debug)]
+pub struct Sender<'a> {
+    port: &'a Port,
+    to: Option<LastingPeer>,
+}
+
+impl Sender<'_> {
+    /// As [`Port::send`].
+    #[inline]
+    pub fn send(&self, frame: &Frame<'_>) -> Received {
+        let port = self.port;
+        let to = match &self.to {
+            Some(to) if !to.is_closing() => to,
+            _ => {
+                port.sent.dropped(DropReason::NoPeer);
+                return Received::Taken;
+            }
+        };
+        if !port.link_is_up() || !to.port.link_is_up() {
+            port.sent.dropped(DropReason::LinkDown);
+            return Received::Taken;
+        }
+        if !port.waiting.is_empty() {
+            return Received::Busy;
+        }
+        if port.is_filtered(&to.port) {
+            return port.pass(&to.port, &*to.client, frame, None);
+        }
+        port.hand_over(&to.port, &*to.client, frame)
+    }
+
+    /// As [`Port::flush`].
+    pub fn flush(&self, done: &mut dyn FnMut(Token)) {
+        if let Some(to) = &self.to {
+            to.client.flush(done);
+        }
+    }
+}
+
 /// Counts the frames that a peer reads for itself.
 struct Counted<'a> {
     source: &'a mut dyn FrameSource,
@@ -299,5 +336,28 @@ impl FrameSource for Counted<'_> {
             self.received.passed(len);
         }
         read
+    }
+
+    fn batch(&mut self) -> usize {
+        self.source.batch()
+    }
+
+    fn queue(&mut self, token: Token, iov: &[IoVec]) {
+        self.source.queue(token, iov);
+    }
+
+    fn submit(&mut self, done: &mut dyn FnMut(Token, Read)) {
+        let Self {
+            source,
+            sent,
+            received,
+        } = self;
+        source.submit(&mut |token, read| {
+            if let Read::Frame(len) = read {
+                sent.passed(len);
+                received.passed(len);
+            }
+            done(token, read);
+        });
     }
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use iothread::{AioContext, EventLoop, IoThread};
 use net_client::{
-    ConnectError, Drained, DropReason, Frame, FrameSource, IoVec, Loopback, NetClient, Port, Read,
-    Received, Recorder, Token, copy_to_iov,
+    ConnectError, Drained, DropReason, Faults, Faulty, Frame, FrameSource, IoVec, Loopback,
+    NetClient, Port, Read, Received, Recorder, Token, copy_to_iov,
 };
 
 const NOW: Option<Duration> = Some(Duration::ZERO);
@@ -452,6 +452,72 @@ fn a_copied_read_may_end_later() {
         tap.port().statistics().sent.dropped(DropReason::LinkDown),
         1
     );
+}
+
+#[test]
+fn what_a_copied_read_brings_after_a_purge_is_dropped_and_the_next_read_is_not() {
+    let (_, context) = context();
+    let [tap, nic] = ["tap", "nic"].map(Recorder::new);
+    Port::connect(tap.port(), nic.port(), &context).unwrap();
+    let mut source = Frames::of(&[b"1", b"2"]);
+    source.slow = true;
+    assert_eq!(tap.port().offer(&mut source), Drained::Empty);
+    nic.port().purge();
+    source.complete(tap.port());
+    assert!(nic.is_empty());
+    let dropped = |reason| tap.port().statistics().sent.dropped(reason);
+    assert_eq!(dropped(DropReason::NotRunning), 1);
+    assert_eq!(tap.port().offer(&mut source), Drained::Empty);
+    source.complete(tap.port());
+    assert_eq!(nic.take_frames(), [b"2"]);
+}
+
+#[test]
+fn a_purge_cancels_a_copied_read_that_goes_on() {
+    let (_, context) = context();
+    let slow = Faults {
+        slow: 1000,
+        ..Faults::default()
+    };
+    let tap = Faulty::new("tap", slow, 1);
+    let nic = Recorder::new("nic");
+    Port::connect(tap.port(), nic.port(), &context).unwrap();
+    tap.give(*b"1");
+    tap.step();
+    assert!(nic.port().awaits_frames(), "nothing is being read");
+    nic.port().purge();
+    assert!(!nic.port().awaits_frames());
+    // The frame was not read yet, and is next.
+    while tap.step() {}
+    assert_eq!(nic.take_frames(), [b"1"]);
+}
+
+#[test]
+fn a_batch_of_frames_stops_at_the_end_of_the_link_and_at_no_room() {
+    let (_, context) = context();
+    let [tap, nic] = ["tap", "nic"].map(Recorder::new);
+    Port::connect(tap.port(), nic.port(), &context).unwrap();
+    let mut bytes = *b"1";
+    // SAFETY: the byte outlives the frames, which nobody keeps.
+    let bytes = unsafe { IoVec::new(bytes.as_mut_ptr(), bytes.len()) };
+    let frame = Frame {
+        token: None,
+        iov: &[bytes],
+        len: 1,
+    };
+    let sender = tap.port().sender();
+    nic.set_room(1);
+    assert_eq!(sender.send(&frame), Received::Taken);
+    assert_eq!(sender.send(&frame), Received::Busy);
+    nic.port().set_link(false);
+    assert_eq!(sender.send(&frame), Received::Taken);
+    nic.port().set_link(true);
+    nic.port().disconnect();
+    assert_eq!(sender.send(&frame), Received::Taken);
+    let sent = tap.port().statistics().sent;
+    assert_eq!(sent.frames, 1);
+    assert_eq!(sent.dropped(DropReason::LinkDown), 1);
+    assert_eq!(sent.dropped(DropReason::NoPeer), 1);
 }
 
 #[test]
