@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `headers` | the header in front of each frame, both ways, with what must become of it |
 //! | `net` | a network card on arbitrary rings |
 //! | `peer` | a net client that takes, keeps or refuses frames |
 //! | `options` | what must hold of every option string |
@@ -9,6 +10,7 @@
 //! | `rings` | guest memory with arbitrary rings in it, and what must hold of a queue on them |
 //! | `toy` | a virtio device of two queues |
 
+pub mod headers;
 pub mod net;
 pub mod options;
 pub mod peer;

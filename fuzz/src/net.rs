@@ -1,13 +1,21 @@
-//! A network card on arbitrary rings, without a transport.
+//! A network card of one to three queue pairs on arbitrary rings, without a transport.
+//!
+//! Frames come to it through both doors: a peer has its frames read into lent buffers
+//! ([`Step::OfferFrames`]) and hands others over ([`Step::SendFrame`]), and while a filter stands
+//! between the two ([`Step::Filter`]) the first way leads through the second door.
+
+mod story;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use arbitrary::Arbitrary;
 use iothread::{AioContext, EventLoop, VirtualClock};
-use net_client::Port;
+use net_client::{Direction, Directions, Filter, FilterId, Passing, Port, Position, Verdict};
 use virtio::F;
+use virtio::net::F as NetF;
 use virtio_bus::{Activation, ActiveQueue, GuestNotifier, Transport, VirtioDevice};
 use virtio_net::{VirtioNet, VirtioNetConfig};
 use virtqueue::mock::{Descriptor, INDIRECT, NEXT, WRITE};
@@ -15,14 +23,17 @@ use virtqueue::{QueueConfig, QueueIndex, QueueState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub use self::story::Story;
+use self::story::{Kind, Len, Step};
 use crate::peer::Peer;
 
 type Memory = Arc<GuestMemoryMmap<()>>;
 
 const RAM: usize = 0x3_0000;
-const QUEUES: u16 = 3;
-const TX: u16 = 1;
-const CTRL: u16 = 2;
+/// The most queue pairs.
+const PAIRS: usize = 3;
+/// The most queues: those of the pairs, and the control queue.
+const QUEUES: u16 = 7;
 /// Entries of each queue, unless it is set up oddly.
 const SIZE: u16 = 16;
 /// Turns of the loop in one step: a driver can keep a device busy for ever, turn by turn.
@@ -34,116 +45,6 @@ fn ring(queue: u16) -> u64 {
 }
 const DRIVER: u64 = 0x400;
 const DEVICE: u64 = 0x800;
-
-/// What is run, and how.
-#[derive(Arbitrary, Debug)]
-pub struct Story {
-    peer: Kind,
-    features: u128,
-    burst: u8,
-    /// Where the rings of one queue are instead of where they belong.
-    odd: Option<Odd>,
-    steps: Vec<Step>,
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Kind {
-    None,
-    Loopback,
-    Plain,
-    Vnet,
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-struct Odd {
-    queue: u8,
-    desc: u16,
-    driver: u16,
-    device: u16,
-    next_avail: u16,
-}
-
-/// A step of the driver, the peer, the machine or the clock.
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Step {
-    Ram {
-        at: u16,
-        bytes: [u8; 8],
-    },
-    Describe {
-        queue: u8,
-        index: u8,
-        address: u32,
-        len: Len,
-        flags: u8,
-        next: u8,
-    },
-    Offer {
-        queue: u8,
-        head: u8,
-    },
-    MoveAvailIdx {
-        queue: u8,
-        to: u16,
-    },
-    /// A transmit chain by the book, except for what its header says.
-    Frame {
-        header: [u8; 12],
-        len: u16,
-        cut: u16,
-    },
-    /// Frames by the book, all at once.
-    Frames {
-        count: u8,
-    },
-    /// Receive buffers by the book.
-    Buffers {
-        count: u8,
-        len: u16,
-    },
-    /// A command by the book, except for what it says.
-    Command {
-        class: u8,
-        command: u8,
-        data: [u8; 8],
-        len: u8,
-    },
-    Kick {
-        queue: u8,
-    },
-    Turn,
-    Moods(u8),
-    Complete(u8),
-    OfferFrames {
-        lens: [u16; 4],
-        later: u8,
-    },
-    SendFrame {
-        len: u16,
-    },
-    FinishRead {
-        nth: u8,
-        len: u16,
-    },
-    PeerHasRoom,
-    Link(bool),
-    Pause,
-    Resume,
-    StopQueue {
-        queue: u8,
-    },
-    Reset,
-    Wait {
-        milliseconds: u8,
-    },
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Len {
-    Short(u8),
-    Entries(u8),
-    Any(u32),
-}
 
 #[derive(Debug, Default)]
 struct Calls(AtomicUsize);
@@ -175,17 +76,64 @@ pub fn check(story: &Story) {
     machine.reset();
 }
 
+/// Says of each frame what its two bits say, used again and again.
+#[derive(Debug)]
+struct Sieve(AtomicUsize);
+
+impl Filter for Sieve {
+    fn filter(&self, passing: &Passing<'_>) -> Verdict {
+        let mut bytes = [0; 64];
+        assert!(passing.copy_ethernet(&mut bytes) <= passing.ethernet_len());
+        let verdicts = self.0.load(Ordering::Relaxed);
+        (self.0).store(verdicts >> 2 | (verdicts & 3) << 6, Ordering::Relaxed);
+        match verdicts & 3 {
+            0 => Verdict::Drop,
+            1 => Verdict::Hold,
+            _ => Verdict::Pass,
+        }
+    }
+}
+
+/// What is at the other end of one pair's link.
+enum End {
+    Peer(Arc<Peer>),
+    Loopback(Arc<net_client::Loopback>),
+}
+
+impl End {
+    fn new(kind: Kind) -> Self {
+        match kind {
+            Kind::None | Kind::Loopback => Self::Loopback(net_client::Loopback::new("lo")),
+            Kind::Plain => Self::Peer(Peer::new(false)),
+            Kind::Vnet => Self::Peer(Peer::new(true)),
+        }
+    }
+
+    fn port(&self) -> &Arc<Port> {
+        match self {
+            Self::Peer(peer) => peer.port(),
+            Self::Loopback(loopback) => loopback.port(),
+        }
+    }
+}
+
 struct Machine {
     memory: Memory,
     clock: Arc<VirtualClock>,
     context: Arc<EventLoop>,
-    peer: Option<Arc<Peer>>,
-    _loopback: Option<Arc<net_client::Loopback>>,
+    ends: Vec<End>,
+    /// A filter of the pair, and at whose port.
+    filters: [Option<(Arc<Port>, FilterId)>; PAIRS],
     /// The card's view of the transport.
     _transport: Arc<Calls>,
     nic: Arc<VirtioNet<Memory>>,
-    /// As negotiated.
+    /// What the driver wants, and what it has.
+    wanted: F,
     features: Option<F>,
+    pairs: usize,
+    left_out: u8,
+    /// The pair that steps are about.
+    pair: usize,
     queues: Vec<ActiveQueue>,
     kicks: Vec<Arc<EventFd>>,
     live: bool,
@@ -199,20 +147,16 @@ impl Machine {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).expect("memory");
         let clock = VirtualClock::new();
         let context = EventLoop::with_clock(clock.clone()).expect("an event loop");
-        let (mut peer, mut loopback) = (None, None);
-        let ports: Vec<Arc<Port>> = match story.peer {
+        let pairs = 1 + usize::from(story.more_pairs) % PAIRS;
+        let ends: Vec<_> = match story.peers[0] {
             Kind::None => vec![],
-            Kind::Loopback => {
-                let lo = loopback.insert(net_client::Loopback::new("lo"));
-                vec![lo.port().clone()]
-            }
-            Kind::Plain | Kind::Vnet => {
-                let vnet = matches!(story.peer, Kind::Vnet);
-                vec![peer.insert(Peer::new(vnet)).port().clone()]
-            }
+            _ => story.peers.map(End::new).into_iter().take(pairs).collect(),
         };
+        let pairs = ends.len().max(1);
+        let ports = ends.iter().map(|end| end.port().clone()).collect();
         let contexts = vec![context.clone() as Arc<dyn AioContext>];
         let config = VirtioNetConfig {
+            mq: story.mq,
             x_txburst: story.burst.into(),
             ..Default::default()
         };
@@ -220,28 +164,92 @@ impl Machine {
         let transport = Arc::new(Calls::default());
         let weak: Weak<dyn Transport> = Arc::<Calls>::downgrade(&transport);
         nic.plugged(weak);
-        let wanted = F::from_bits_retain(virtio::le128::from(story.features));
-        let features = nic.offered_features() & wanted | F::VERSION_1;
-        let features = nic.negotiate(features).is_ok().then_some(features);
-        let queues = (0..QUEUES).map(|index| queue(index, story)).collect();
+        let mut wanted = F::from_bits_retain(virtio::le128::from(story.features));
+        wanted &= nic.offered_features();
+        wanted.set(F::VERSION_1, !story.legacy);
+        let queues: Vec<_> = (0..QUEUES).map(|index| queue(index, story)).collect();
         let mut machine = Self {
             memory: Arc::new(memory),
             clock,
             context,
-            peer,
-            _loopback: loopback,
+            ends,
+            filters: [const { None }; PAIRS],
             _transport: transport,
             nic,
-            features,
-            kicks: Vec::new(),
+            wanted,
+            features: None,
+            pairs,
+            left_out: story.left_out,
+            pair: 0,
+            kicks: queues.iter().map(|queue| queue.kick.clone()).collect(),
             queues,
             live: false,
             paused: false,
             next_buffer: 0,
         };
-        machine.kicks = machine.queues.iter().map(|q| q.kick.clone()).collect();
+        machine.refuse(story.refused);
+        machine.negotiate();
         machine.activate();
         machine
+    }
+
+    fn refuse(&self, what: u8) {
+        for (n, end) in self.ends.iter().enumerate() {
+            if let End::Peer(peer) = end {
+                // Never of the first that it carries frames at all, or little would happen.
+                peer.refuse(if n == 0 { what & 0b011 } else { what });
+            }
+        }
+    }
+
+    /// As a driver does that takes what it can get.
+    fn negotiate(&mut self) {
+        let wanted = self.wanted;
+        self.features = self.nic.negotiate(wanted).is_ok().then_some(wanted);
+        for peer in self.peers() {
+            peer.set_negotiated(NetF::from(wanted));
+        }
+    }
+
+    fn net_features(&self) -> NetF {
+        self.features.unwrap_or(F::empty()).into()
+    }
+
+    /// Pairs that the driver may use.
+    fn usable(&self) -> usize {
+        if self.net_features().contains(NetF::MQ) {
+            self.pairs
+        } else {
+            1
+        }
+    }
+
+    fn rx(&self) -> u16 {
+        2 * (self.pair % self.usable()) as u16
+    }
+
+    fn tx(&self) -> u16 {
+        self.rx() + 1
+    }
+
+    fn ctrl(&self) -> u16 {
+        2 * self.usable() as u16
+    }
+
+    fn header_len(&self) -> u32 {
+        let long = NetF::VERSION_1 | NetF::MRG_RXBUF;
+        if self.net_features().intersects(long) {
+            12
+        } else {
+            10
+        }
+    }
+
+    fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.ends.iter().filter_map(|end| match end {
+            End::Peer(peer) => Some(&**peer),
+            End::Loopback(_) => None,
+        })
     }
 
     fn activate(&mut self) {
@@ -250,9 +258,12 @@ impl Machine {
         };
         assert_eq!(self.queues.len(), usize::from(QUEUES));
         // The control queue is there if it was negotiated.
-        let has_ctrl = virtio::net::F::from(features).contains(virtio::net::F::CTRL_VQ);
-        let rest = self.queues.split_off(if has_ctrl { 3 } else { 2 });
-        let queues = std::mem::take(&mut self.queues);
+        let has_ctrl = self.net_features().contains(NetF::CTRL_VQ);
+        let count = self.ctrl() + u16::from(has_ctrl);
+        let left_out = self.left_out;
+        let enabled =
+            |queue: &ActiveQueue| queue.index.0 < count && left_out & 1 << (queue.index.0 % 8) == 0;
+        let (queues, rest): (Vec<_>, _) = self.queues.drain(..).partition(enabled);
         let lent = queues.len();
         let activation = Activation {
             features,
@@ -271,19 +282,25 @@ impl Machine {
 
     fn reset(&mut self) {
         let back = self.nic.reset();
-        if let Some(peer) = &self.peer {
-            assert_eq!(peer.held(), 0, "the peer still has guest memory");
-        }
+        self.check_nothing_is_held();
         self.queues.extend(back);
         self.queues.sort_by_key(|queue| queue.index);
         let indices: Vec<_> = self.queues.iter().map(|queue| queue.index.0).collect();
-        assert_eq!(indices, [0, 1, 2], "queues come back once each");
+        let all: Vec<_> = (0..QUEUES).collect();
+        assert_eq!(indices, all, "queues come back once each");
         assert!(self.nic.reset().is_empty(), "queues come back twice");
         self.live = false;
     }
 
+    fn check_nothing_is_held(&self) {
+        for peer in self.peers() {
+            assert_eq!(peer.held(), 0, "the peer still has guest memory");
+        }
+    }
+
     fn step(&mut self, step: Step) {
         match step {
+            Step::Pair(pair) => self.pair = usize::from(pair) % PAIRS,
             Step::Ram { at, bytes } => self.ram(u64::from(at) * 3, &bytes),
             Step::Describe {
                 queue,
@@ -317,8 +334,9 @@ impl Machine {
             Step::Buffers { count, len } => {
                 for _ in 0..=count % SIZE as u8 {
                     let (head, at) = self.buffer();
-                    self.describe(0, head, Descriptor::new(at, len.into(), WRITE, 0));
-                    self.offer(0, head);
+                    let descriptor = Descriptor::new(at, len.into(), WRITE, 0);
+                    self.describe(self.rx(), head, descriptor);
+                    self.offer(self.rx(), head);
                 }
             }
             Step::Command {
@@ -327,35 +345,37 @@ impl Machine {
                 data,
                 len,
             } => {
-                let (_, at) = self.buffer();
-                self.ram(at, &[class, command]);
-                self.ram(at + 2, &data);
-                let len = 2 + u32::from(len % 9);
-                self.describe(CTRL, 0, Descriptor::new(at, len, NEXT, 1));
-                self.describe(CTRL, 1, Descriptor::new(at + 16, 1, WRITE, 0));
-                self.offer(CTRL, 0);
+                let len = match len {
+                    0..0xe000 => len % 9,
+                    _ => len % 1024,
+                };
+                self.command(class, command, data, len);
+            }
+            Step::UsePairs(pairs) => {
+                let mut data = [0; 8];
+                data[0] = pairs;
+                let any = pairs > 0xf0;
+                data[0] = if any { pairs } else { pairs % PAIRS as u8 + 1 };
+                data[1] = u8::from(any);
+                self.command(4, 0, data, 2);
             }
             Step::Kick { queue } => self.kick(queue.into()),
             Step::Turn => self.turn(),
             Step::Reset => {
                 self.reset();
-                if let Some(features) = self.features {
-                    for queue in &mut self.queues {
-                        queue.state = QueueState::default();
-                        self.memory
-                            .write_slice(&[0; 4], GuestAddress(queue.config.driver))
-                            .ok();
-                    }
-                    self.nic.negotiate(features).expect("as before");
+                for queue in &mut self.queues {
+                    queue.state = QueueState::default();
+                    self.memory
+                        .write_slice(&[0; 4], GuestAddress(queue.config.driver))
+                        .ok();
                 }
+                self.negotiate();
                 self.activate();
             }
             Step::Pause => {
                 if !std::mem::replace(&mut self.paused, true) {
                     self.nic.pause();
-                    if let Some(peer) = &self.peer {
-                        assert_eq!(peer.held(), 0, "the peer still has guest memory");
-                    }
+                    self.check_nothing_is_held();
                 }
             }
             Step::Resume => {
@@ -389,13 +409,55 @@ impl Machine {
             Step::FinishRead { nth, len } => self.with_peer(|peer| peer.finish_read(nth, len)),
             Step::PeerHasRoom => self.with_peer(|peer| peer.port().room()),
             Step::Link(up) => self.with_peer(|peer| peer.port().set_link(up)),
+            Step::Filter { verdict, at_peer } => self.filter(verdict, at_peer),
+            Step::Release => {
+                if let Some((port, filter)) = &self.filters[self.pair] {
+                    for direction in [Direction::Tx, Direction::Rx] {
+                        port.release(*filter, direction, 2);
+                    }
+                }
+            }
+            Step::Disconnect => self.with_peer(|peer| {
+                peer.port().disconnect();
+                assert_eq!(peer.held(), 0, "the peer still has guest memory");
+            }),
+            Step::Refuse(what) => self.refuse(what),
         }
     }
 
+    fn filter(&mut self, verdict: u8, at_peer: bool) {
+        if let Some((port, filter)) = self.filters[self.pair].take() {
+            port.remove_filter(filter);
+            return;
+        }
+        let port = match self.ends.get(self.pair) {
+            Some(end) if at_peer => end.port().clone(),
+            _ => match self.nic.ports().into_iter().nth(self.pair) {
+                Some(port) => port,
+                None => return,
+            },
+        };
+        let sieve = Arc::new(Sieve(AtomicUsize::new(verdict.into())));
+        let filter = port.add_filter(sieve, Directions::All, Position::Tail);
+        self.filters[self.pair] = Some((port, filter));
+    }
+
     fn with_peer(&self, act: impl FnOnce(&Peer)) {
-        if let Some(peer) = &self.peer {
+        if let Some(End::Peer(peer)) = self.ends.get(self.pair) {
             act(peer);
         }
+    }
+
+    /// In one buffer with what lies behind it, and one for the answer.
+    fn command(&mut self, class: u8, command: u8, data: [u8; 8], len: u16) {
+        let (_, at) = self.buffer();
+        self.ram(at, &[class, command]);
+        self.ram(at + 2, &data);
+        let ctrl = self.ctrl();
+        let len = 2 + u32::from(len);
+        self.describe(ctrl, 0, Descriptor::new(at, len, NEXT, 1));
+        self.describe(ctrl, 1, Descriptor::new(at + 0x800, 1, WRITE, 0));
+        self.offer(ctrl, 0);
     }
 
     fn turn(&self) {
@@ -418,19 +480,19 @@ impl Machine {
     fn frame(&mut self, header: [u8; 12], len: u16, cut: u16) {
         let (head, at) = self.buffer();
         self.ram(at, &header);
-        let total = 12 + u32::from(len);
+        let total = self.header_len() + u32::from(len);
         let cut = u32::from(cut);
         if (1..total).contains(&cut) {
             // Behind the descriptors of chains that are one buffer.
             let rest = SIZE as u8 - 1;
             let descriptor = Descriptor::new(at, cut, NEXT, rest.into());
-            self.describe(TX, head, descriptor);
+            self.describe(self.tx(), head, descriptor);
             let descriptor = Descriptor::new(at + u64::from(cut), total - cut, 0, 0);
-            self.describe(TX, rest, descriptor);
+            self.describe(self.tx(), rest, descriptor);
         } else {
-            self.describe(TX, head, Descriptor::new(at, total, 0, 0));
+            self.describe(self.tx(), head, Descriptor::new(at, total, 0, 0));
         }
-        self.offer(TX, head);
+        self.offer(self.tx(), head);
     }
 
     fn describe(&self, queue: u16, index: u8, descriptor: Descriptor) {
@@ -483,82 +545,5 @@ fn queue(index: u16, story: &Story) -> ActiveQueue {
         state,
         kick: Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd")),
         call: Arc::new(Calls::default()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A driver that does all by the book.
-    fn machine(peer: Kind) -> Machine {
-        let story = Story {
-            peer,
-            features: u128::MAX,
-            burst: 0xff,
-            odd: None,
-            steps: vec![],
-        };
-        let machine = Machine::new(&story);
-        assert!(machine.live);
-        machine
-    }
-
-    #[test]
-    fn frames_by_the_book_pass_in_both_directions() {
-        let mut machine = machine(Kind::Vnet);
-        for moods in [0xff, 0x55, 0x55] {
-            machine.step(Step::Moods(moods));
-            let header = [0; 12];
-            let (len, cut) = (60, 20);
-            machine.step(Step::Frame { header, len, cut });
-            machine.step(Step::Turn);
-        }
-        let (count, len) = (1, 2048);
-        machine.step(Step::Buffers { count, len });
-        let lens = [60; 4];
-        machine.step(Step::OfferFrames { lens, later: 2 });
-        machine.step(Step::FinishRead { nth: 0, len: 99 });
-        machine.reset();
-        assert_eq!(machine.nic.tx_statistics(0).unwrap().frames, 3);
-        assert_eq!(machine.nic.rx_statistics(0).unwrap().frames, 2);
-    }
-
-    #[test]
-    fn a_frame_may_fill_several_buffers_and_wait_for_them() {
-        let mut machine = machine(Kind::Vnet);
-        let (lens, later) = ([200; 4], 0);
-        for count in [0, 6] {
-            machine.step(Step::Buffers { count, len: 64 });
-            machine.step(Step::OfferFrames { lens, later });
-            machine.step(Step::Turn);
-        }
-        let statistics = machine.nic.rx_statistics(0).unwrap();
-        assert_eq!((statistics.frames, statistics.buffers), (2, 8));
-    }
-
-    #[test]
-    fn a_command_by_the_book_is_done() {
-        let mut machine = machine(Kind::Vnet);
-        machine.step(Step::Command {
-            class: 5,
-            command: 0,
-            data: [0; 8],
-            len: 8,
-        });
-        machine.step(Step::Turn);
-        assert_eq!(machine.nic.ctrl_statistics().acknowledged, 1);
-    }
-
-    #[test]
-    fn a_frame_that_is_looped_back_comes_in() {
-        let mut machine = machine(Kind::Loopback);
-        let (count, len) = (1, 2048);
-        machine.step(Step::Buffers { count, len });
-        let header = [0; 12];
-        let (len, cut) = (60, 20);
-        machine.step(Step::Frame { header, len, cut });
-        machine.step(Step::Turn);
-        assert_eq!(machine.nic.rx_statistics(0).unwrap().frames, 1);
     }
 }

@@ -8,6 +8,7 @@ use net_client::{
     Frame, FrameSource, IoVec, NetClient, Offloads, Port, Read, Received, Token, VnetHeader,
     copy_from_iov, copy_to_iov, total_len,
 };
+use virtio::net::F as NetF;
 
 /// The longest frame that the peer has, its header included.
 const MAX_FRAME: usize = 12 + 65549;
@@ -27,6 +28,8 @@ struct State {
     header_len: usize,
     /// Two bits for each frame that comes, used again and again.
     moods: u8,
+    refused: u8,
+    negotiated: NetF,
     lent: Vec<(Token, Vec<IoVec>)>,
     reads: Vec<(Token, Vec<IoVec>)>,
 }
@@ -49,6 +52,16 @@ impl Peer {
     /// What becomes of the frames to come.
     pub fn set_moods(&self, moods: u8) {
         self.lock().moods = moods;
+    }
+
+    /// From now on offloads (bit 0), taking part in the work or not (1), or the header (2) cannot be set.
+    pub fn refuse(&self, what: u8) {
+        self.lock().refused = what;
+    }
+
+    /// What the driver may ask for in the headers of the frames to come.
+    pub fn set_negotiated(&self, features: NetF) {
+        self.lock().negotiated = features;
     }
 
     /// Is finished with one frame of those that it keeps.
@@ -103,6 +116,13 @@ impl Peer {
         state.lent.len() + reads.filter(|(token, _)| *token != Token::PORT).count()
     }
 
+    fn answer(&self, to: u8) -> io::Result<()> {
+        match self.lock().refused & to {
+            0 => Ok(()),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -118,7 +138,7 @@ impl NetClient for Peer {
             .expect("a frame begins with its header");
         assert!((14..=MAX_SENT).contains(&sent), "a frame of {sent} bytes");
         if state.header_len > 0 {
-            check_header(&bytes[..state.header_len], sent);
+            check_header(&bytes[..state.header_len], sent, state.negotiated);
         }
         let mood = state.moods & 3;
         state.moods = state.moods.rotate_right(2);
@@ -166,6 +186,10 @@ impl NetClient for Peer {
         // What is waiting is offered again at some later step.
     }
 
+    fn set_enabled(&self, _enabled: bool) -> io::Result<()> {
+        self.answer(0b010)
+    }
+
     fn vnet_header(&self) -> Option<&dyn VnetHeader> {
         self.vnet.then_some(self)
     }
@@ -189,6 +213,7 @@ impl VnetHeader for Peer {
     }
 
     fn set_header_len(&self, len: usize) -> io::Result<()> {
+        self.answer(0b100)?;
         self.lock().header_len = len;
         Ok(())
     }
@@ -198,7 +223,7 @@ impl VnetHeader for Peer {
     }
 
     fn set_offloads(&self, _offloads: Offloads) -> io::Result<()> {
-        Ok(())
+        self.answer(0b001)
     }
 }
 
@@ -239,7 +264,7 @@ fn look_at(iov: &[IoVec]) -> Vec<u8> {
 }
 
 /// What the NIC has checked (virtio 1.4, 5.1.6.2), in other words.
-fn check_header(header: &[u8], frame_len: usize) {
+fn check_header(header: &[u8], frame_len: usize, negotiated: NetF) {
     let field = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
     let (flags, gso_type) = (header[0], header[1]);
     let (hdr_len, gso_size) = (field(2), field(4));
@@ -247,14 +272,20 @@ fn check_header(header: &[u8], frame_len: usize) {
     assert!(flags <= 1, "flags {flags:#x}");
     assert!(hdr_len <= frame_len);
     if flags == 1 {
+        assert!(negotiated.contains(NetF::CSUM), "checksum without CSUM");
         assert!(csum_start + csum_offset + 2 <= frame_len, "checksum");
     }
-    match gso_type & 0x7f {
-        0 => assert_eq!(gso_type, 0),
-        1 | 4 => {
-            assert_eq!(flags, 1, "segmentation without a checksum");
-            assert!((1..frame_len).contains(&gso_size), "segments of {gso_size}");
-        }
-        other => panic!("gso_type {other}"),
-    }
+    let needed = match gso_type {
+        0 => return,
+        1 => NetF::HOST_TSO4,
+        4 => NetF::HOST_TSO6,
+        0x81 => NetF::HOST_TSO4 | NetF::HOST_ECN,
+        0x84 => NetF::HOST_TSO6 | NetF::HOST_ECN,
+        3 => NetF::HOST_UFO,
+        5 => NetF::HOST_USO,
+        other => panic!("gso_type {other:#x}"),
+    };
+    assert!(negotiated.contains(needed), "gso_type {gso_type:#x}");
+    assert_eq!(flags, 1, "segmentation without a checksum");
+    assert!((1..frame_len).contains(&gso_size), "segments of {gso_size}");
 }

@@ -515,8 +515,8 @@ impl Rig {
 
     fn reset(&self) {
         self.set_common(common::STATUS, &[0]);
-        // A guest whose BAR is not decoded has not reached the device.
-        if self.windows_of_modern_bar().is_some() {
+        // A guest whose BAR is not decoded, or is where the host routes nothing, has not reached the device.
+        if self.status() == 0 {
             self.check_reset();
         }
     }
