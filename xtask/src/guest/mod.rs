@@ -96,7 +96,7 @@ fn suite(names: &[String], options: &Options) -> Result<u8> {
             guest: case.guest,
             before: case.before,
             after: case.after,
-            arguments: vmm::arguments(case.vmm_args, case.device, case.smp)?,
+            arguments: vmm::arguments(case.vmm_args, case.device, &options.extra, case.smp)?,
             limits: Limits {
                 silence: Some(Duration::from_secs(case.silence)),
                 ..Limits::default()
@@ -156,7 +156,7 @@ fn verdict(case: &Case, outcome: &Outcome) -> Result<()> {
 
 /// Runs commands in a guest, prints what they print, returns their status.
 fn shell(commands: &str, options: &Options) -> Result<u8> {
-    let arguments = vmm::arguments(options.vmm_args.as_deref(), &options.device, 2)?;
+    let arguments = vmm::arguments(options.vmm_args.as_deref(), "", &options.extra, 2)?;
     let runner = Runner::ready(options.keep)?;
     let request = Request {
         guest: commands,

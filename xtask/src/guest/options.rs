@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::vmm::Extra;
+
 /// What to do.
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -22,8 +24,8 @@ pub(crate) enum Action {
 pub(crate) struct Options {
     /// What to do.
     pub(crate) action: Action,
-    /// Properties for the default device.
-    pub(crate) device: String,
+    /// What is added to the netdevs and devices of each run.
+    pub(crate) extra: Extra,
     /// Stands for the default netdev and device.
     pub(crate) vmm_args: Option<String>,
     /// Whether the files of a run are kept.
@@ -38,7 +40,8 @@ impl Options {
         let mut names = Vec::new();
         let mut commands = None;
         let mut action = None;
-        let (mut device, mut vmm_args, mut keep, mut timeout) = (None, None, false, None);
+        let mut extra = Extra::default();
+        let (mut vmm_args, mut keep, mut timeout) = (None, false, None);
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             let (option, inline) = match argument.split_once('=') {
@@ -54,7 +57,8 @@ impl Options {
                 "--list" => action = Some(Action::List),
                 "--keep" => keep = true,
                 "--shell" => commands = Some(value()?),
-                "--device" => device = Some(value()?),
+                "--device" => extra.device = value()?,
+                "--netdev" => extra.netdev = value()?,
                 "--vmm-args" => vmm_args = Some(value()?),
                 "--timeout" => {
                     let seconds = value()?;
@@ -79,15 +83,15 @@ impl Options {
             }
             (None, None) => {
                 ensure!(
-                    device.is_none() && vmm_args.is_none() && timeout.is_none(),
-                    "--device, --vmm-args and --timeout go with --shell"
+                    vmm_args.is_none() && timeout.is_none(),
+                    "--vmm-args and --timeout go with --shell"
                 );
                 Action::Suite(names)
             }
         };
         Ok(Self {
             action,
-            device: device.unwrap_or_default(),
+            extra,
             vmm_args,
             keep,
             timeout,
@@ -97,9 +101,10 @@ impl Options {
 
 /// How to call it.
 pub(crate) const HELP: &str = "\
-usage: cargo xtask guest [NAME...] [--keep]
+usage: cargo xtask guest [NAME...] [--device 'PROPS'] [--netdev 'OPTS'] [--keep]
        cargo xtask guest --list
-       cargo xtask guest --shell 'COMMANDS' [--device 'PROPS'] [--vmm-args 'ARGS'] [--timeout S] [--keep]
+       cargo xtask guest --shell 'COMMANDS' [--device 'PROPS'] [--netdev 'OPTS'] [--vmm-args 'ARGS']
+                         [--timeout S] [--keep]
 
 Boots Debian's cloud kernel under the example VMM. With names, or none for all, runs those cases
 and ends with 'N passed, M failed'.
@@ -109,7 +114,9 @@ and ends with 'N passed, M failed'.
                    10.0.2.2 with an iperf3 server), print what they print, exit with their status;
                    125 says that the guest could not be run to its end.
                    `host CMDS` in them runs commands on the host
-  --device PROPS   append properties to the default device, virtio-net-pci,netdev=net0
+  --device PROPS   properties for each network device, packed=on for one; those that a case sets
+                   itself prevail
+  --netdev OPTS    options for each tap, queues=2 for one, likewise
   --vmm-args ARGS  replace the default -netdev tap,id=net0,ip=10.0.2.2/24 and -device
   --timeout S      give the commands so many seconds (3600)
   --keep           keep the files of each run, and say where
@@ -141,7 +148,7 @@ mod tests {
     #[test]
     fn options_that_would_be_ignored_are_refused() {
         let wrong: [&[&str]; 6] = [
-            &["--device", "x=y"],
+            &["--timeout", "5"],
             &["bind", "--vmm-args", ""],
             &["--shell", "true", "bind"],
             &["--shell"],
@@ -150,6 +157,17 @@ mod tests {
         ];
         for arguments in wrong {
             assert!(parse(arguments).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn cases_and_commands_take_properties() {
+        for arguments in [
+            ["--device", "packed=on", "bind"].as_slice(),
+            &["--shell", "true", "--device=packed=on"],
+        ] {
+            let options = parse(arguments).unwrap();
+            assert_eq!(options.extra.device, "packed=on", "{arguments:?}");
         }
     }
 }

@@ -173,7 +173,7 @@ impl Runner {
             guest: "true",
             before: "",
             after: "",
-            arguments: vmm::arguments(None, "", 1)?,
+            arguments: vmm::arguments(None, "", &vmm::Extra::default(), 1)?,
             limits: Limits {
                 boot: Duration::from_secs(15),
                 ..Limits::default()

@@ -64,24 +64,51 @@ pub(crate) fn workspace() -> Result<(PathBuf, PathBuf)> {
     Ok((root.to_owned(), target))
 }
 
+/// Options that a whole call adds to those of each run.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Extra {
+    /// Properties for each network device, before its own, so that a case's own prevail.
+    pub(crate) device: String,
+    /// Options for each tap, likewise.
+    pub(crate) netdev: String,
+}
+
 /// The VMM's arguments but for kernel and initramfs.
 ///
-/// `replaced` stands for the default netdev and device; `properties` are appended to the device.
-/// Memory, processors and command line are added where `replaced` does not set them.
-pub(crate) fn arguments(replaced: Option<&str>, properties: &str, smp: u8) -> Result<Vec<String>> {
+/// `replaced` stands for the default netdev and device; `properties` are appended to the default device,
+/// or to each network device of `replaced`. Memory, processors and command line are added where `replaced`
+/// does not set them.
+pub(crate) fn arguments(
+    replaced: Option<&str>,
+    properties: &str,
+    extra: &Extra,
+    smp: u8,
+) -> Result<Vec<String>> {
     let mut arguments = match replaced {
-        Some(_) if !properties.is_empty() => {
-            bail!("device properties are appended to the default device: not with --vmm-args");
-        }
         Some(text) => split(text)?,
-        None => {
-            let separator = if properties.is_empty() { "" } else { "," };
-            let device = format!("{DEVICE}{separator}{properties}");
-            ["-netdev", NETDEV, "-device", &device]
-                .map(str::to_owned)
-                .to_vec()
-        }
+        None => ["-netdev", NETDEV, "-device", DEVICE]
+            .map(str::to_owned)
+            .to_vec(),
     };
+    let mut devices = 0;
+    let mut option = String::new();
+    for argument in &mut arguments {
+        let name = option.trim_start_matches('-').to_owned();
+        option.clone_from(argument);
+        let kind = argument.split(',').next().unwrap_or_default();
+        match &*name {
+            "device" if kind.starts_with("virtio-net") => {
+                devices += 1;
+                insert_options(argument, &extra.device);
+                append_options(argument, properties);
+            }
+            "netdev" if kind == "tap" => insert_options(argument, &extra.netdev),
+            _ => {}
+        }
+    }
+    if devices == 0 && !(properties.is_empty() && extra.device.is_empty()) {
+        bail!("no virtio-net device takes the properties: {arguments:?}");
+    }
     let position = |arguments: &[String], name: &str| {
         arguments
             .iter()
@@ -102,6 +129,22 @@ pub(crate) fn arguments(replaced: Option<&str>, properties: &str, smp: u8) -> Re
         None => arguments.extend(["-append".to_owned(), command_line]),
     }
     Ok(arguments)
+}
+
+/// Puts `more` behind the first word of an option string.
+fn insert_options(text: &mut String, more: &str) {
+    if !more.is_empty() {
+        let end = text.find(',').unwrap_or(text.len());
+        text.insert_str(end, &format!(",{more}"));
+    }
+}
+
+/// Puts `more` at the end of an option string.
+fn append_options(text: &mut String, more: &str) {
+    if !more.is_empty() {
+        text.push(',');
+        text.push_str(more);
+    }
 }
 
 /// Splits a line into words as a shell would: blanks separate, quotes and backslashes protect.
@@ -179,16 +222,50 @@ mod tests {
     }
 
     #[test]
-    fn properties_go_to_the_default_device_and_replaced_options_keep_what_they_set() {
-        let plain = arguments(None, "mac=52:54:00:12:34:57", 2).unwrap();
+    fn properties_go_to_the_devices_and_replaced_options_keep_what_they_set() {
+        let none = Extra::default();
+        let plain = arguments(None, "mac=52:54:00:12:34:57", &none, 2).unwrap();
         assert!(plain.contains(&"virtio-net-pci,netdev=net0,mac=52:54:00:12:34:57".to_owned()));
         assert!(plain.windows(2).any(|w| w == ["-smp", "2"]));
 
-        let replaced = arguments(Some("--smp 4 -append 'a b' -device x"), "", 1).unwrap();
+        let replaced = arguments(Some("--smp 4 -append 'a b' -device x"), "", &none, 1).unwrap();
         assert!(!replaced.iter().any(|a| a.contains("net0")));
         assert_eq!(replaced.iter().filter(|a| a.ends_with("-smp")).count(), 1);
         assert!(replaced.contains(&format!("{COMMAND_LINE} a b")));
-        assert!(arguments(Some("-device x"), "mac=1", 1).is_err());
+        assert!(arguments(Some("-device x"), "mac=1", &none, 1).is_err());
+    }
+
+    #[test]
+    fn what_a_call_adds_comes_before_what_a_case_sets() {
+        let extra = Extra {
+            device: "packed=on,vectors=9".into(),
+            netdev: "queues=2".into(),
+        };
+        let plain = arguments(None, "vectors=0", &extra, 1).unwrap();
+        let device = "virtio-net-pci,packed=on,vectors=9,netdev=net0,vectors=0";
+        assert_eq!(
+            plain.get(..4).unwrap(),
+            [
+                "-netdev",
+                "tap,queues=2,id=net0,ip=10.0.2.2/24",
+                "-device",
+                device
+            ]
+        );
+        let own = "-netdev tap,id=a -device virtio-net-pci,netdev=a -device virtio-net,netdev=b -device x";
+        let replaced = arguments(Some(own), "", &extra, 1).unwrap();
+        assert_eq!(
+            replaced.get(1..8).unwrap(),
+            [
+                "tap,queues=2,id=a",
+                "-device",
+                "virtio-net-pci,packed=on,vectors=9,netdev=a",
+                "-device",
+                "virtio-net,packed=on,vectors=9,netdev=b",
+                "-device",
+                "x"
+            ]
+        );
     }
 
     #[test]

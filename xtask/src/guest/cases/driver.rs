@@ -19,6 +19,8 @@ function=$(readlink -f device/..)
 expect vendor "$(cat $function/vendor)" 0x1af4
 echo "device: $(cat $function/device)"
 echo "features: $(cat device/features)"
+# A vendor's capability is one of the modern interface's; disable-modern=on has none.
+if has_capability 9; then echo "modern: 1"; else echo "modern: 0"; fi
 echo "interrupts: $(grep -c 'virtio[0-9]*-' /proc/interrupts)"
 ethtool -i eth0
 # The host's end knows the guest under the address it was given.
@@ -41,7 +43,11 @@ fn bound(outcome: &Outcome) -> Result<()> {
     // Bit 32 is VIRTIO_F_VERSION_1; the string starts with bit 0.
     let features = value(output, "features:")?;
     let version_1 = features.as_bytes().get(32) == Some(&b'1');
-    ensure!(version_1, "VERSION_1 was not negotiated: {features}");
+    let modern = value(output, "modern:")? == "1";
+    ensure!(
+        version_1 == modern,
+        "the device has the modern interface: {modern}; negotiated VERSION_1: {version_1}: {features}"
+    );
     let interrupts = value(output, "interrupts:")?;
     ensure!(
         interrupts.parse().is_ok_and(|n: u32| n > 0),

@@ -24,7 +24,7 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     /// What it shows, in a line.
     pub(crate) about: &'static str,
-    /// Properties appended to the default device.
+    /// Properties appended to the default device; what the whole call adds comes before them.
     pub(crate) device: &'static str,
     /// Replaces the default netdev and device.
     pub(crate) vmm_args: Option<&'static str>,
@@ -171,9 +171,10 @@ mod tests {
         let sums = |a: &str, b: &str| format!("size: 67108864\nguest: {a}  -\nhost: {b}  -\n");
         let (one, other) = ("0".repeat(64), "f".repeat(64));
         let total = "[  5]   0.00-5.01   sec  2 KBytes";
-        let bound = |device: &str, bit: u8, mac: &str| {
+        let bound = |device: &str, modern: u8, bit: u8, mac: &str| {
             format!(
-                "device: {device}\nfeatures: {}{bit}0\ninterrupts: 3\ndriver: virtio_net\n\
+                "device: {device}\nfeatures: {}{bit}0\nmodern: {modern}\ninterrupts: 3\n\
+                 driver: virtio_net\n\
                  10.0.2.15 dev tap0 lladdr {mac} REACHABLE\n",
                 "0".repeat(32)
             )
@@ -181,7 +182,7 @@ mod tests {
         let mac = "52:54:00:12:34:57";
         let datagrams =
             |counts: &str| format!("{total}  8000 Kbits/sec  0.1 ms  {counts}  receiver\n");
-        let cases: [(&str, String, bool); 18] = [
+        let cases: [(&str, String, bool); 20] = [
             (
                 "ping",
                 "100 packets transmitted, 100 packets received\n".into(),
@@ -215,11 +216,13 @@ mod tests {
             ("file-to-guest", sums(&one, &one), true),
             ("file-to-guest", sums(&one, &other), false),
             ("file-to-guest", sums("", ""), false),
-            ("bind", bound("0x1041", 1, mac), true),
-            ("bind", bound("0x1000", 1, mac), true),
-            ("bind", bound("0x1009", 1, mac), false),
-            ("bind", bound("0x1041", 0, mac), false),
-            ("bind", bound("0x1041", 1, "52:54:00:12:34:56"), false),
+            ("bind", bound("0x1041", 1, 1, mac), true),
+            ("bind", bound("0x1000", 1, 1, mac), true),
+            ("bind", bound("0x1000", 0, 0, mac), true),
+            ("bind", bound("0x1000", 0, 1, mac), false),
+            ("bind", bound("0x1009", 1, 1, mac), false),
+            ("bind", bound("0x1041", 1, 0, mac), false),
+            ("bind", bound("0x1041", 1, 1, "52:54:00:12:34:56"), false),
         ];
         for (name, output, good) in cases {
             let case = all().find(|case| case.name == name).unwrap();
