@@ -9,7 +9,7 @@ use std::ptr;
 
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
-use crate::memory::mark_dirty;
+use crate::memory::{Translation, mark_dirty};
 use crate::queue::MAX_SEGMENTS;
 use crate::{QueueError, QueueMemory};
 
@@ -60,7 +60,7 @@ impl fmt::Debug for Segment {
 #[doc(alias = "VirtQueueElement")]
 pub struct Chain<M: QueueMemory> {
     head: u16,
-    /// Where it stood in the available ring.
+    /// How many were popped before it.
     position: u16,
     readable: Vec<Segment>,
     writable: Vec<Segment>,
@@ -127,7 +127,8 @@ impl<M: QueueMemory> Chain<M> {
         copy_out(&self.readable, offset, buf)
     }
 
-    /// The first of its descriptors: what names the chain on the used ring.
+    /// What names the chain on the used ring. Split: the first of its descriptors. Packed: its buffer id.
+    /// Less than the queue's size, and no other chain's that is in flight.
     pub fn head(&self) -> u16 {
         self.head
     }
@@ -152,12 +153,14 @@ impl<M: QueueMemory> Chain<M> {
         self.writable_len
     }
 
-    /// Free-running index of its entry in the available ring: of two chains in flight, the one that
-    /// was made available later has the larger distance from the queue's start.
+    /// Its place in the order in which chains were made available: counts on by one for each, and wraps at 2^16.
+    /// The chain popped next will have [`VirtQueue::next_position`](crate::VirtQueue::next_position), so of
+    /// two chains in flight the older is the one that is farther from it.
     pub fn position(&self) -> u16 {
         self.position
     }
 
+    #[inline]
     pub(crate) fn begin(&mut self, head: u16, position: u16, map: &M::T) {
         self.clear();
         self.head = head;
@@ -168,6 +171,12 @@ impl<M: QueueMemory> Chain<M> {
         }
     }
 
+    /// Names it, where the name is found after the buffers.
+    #[inline]
+    pub(crate) fn set_head(&mut self, head: u16) {
+        self.head = head;
+    }
+
     pub(crate) fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
@@ -175,55 +184,36 @@ impl<M: QueueMemory> Chain<M> {
         self.writable_len = 0;
     }
 
-    /// Appends one descriptor's buffer.
+    /// Appends one descriptor's buffer, which is in `map`, the snapshot that the chain was begun with.
+    #[inline]
     pub(crate) fn add(
         &mut self,
-        address: GuestAddress,
+        map: &M::M,
+        translation: &mut Translation,
+        address: u64,
         len: u32,
         writable: bool,
     ) -> Result<(), QueueError> {
-        let (list, total, access) = if writable {
-            (
-                &mut self.writable,
-                &mut self.writable_len,
-                Permissions::Write,
-            )
+        let (list, total) = if writable {
+            (&mut self.writable, &mut self.writable_len)
         } else if self.writable.is_empty() {
-            (
-                &mut self.readable,
-                &mut self.readable_len,
-                Permissions::Read,
-            )
+            (&mut self.readable, &mut self.readable_len)
         } else {
             return Err(QueueError::ReadableAfterWritable);
         };
         if len == 0 {
             return Err(QueueError::ZeroLength);
         }
-        let unmapped = || QueueError::Memory { address, len };
-        // The last byte has an address; with that, no address of a part of it can overflow.
-        address
-            .0
-            .checked_add(u64::from(len - 1))
-            .ok_or_else(unmapped)?;
-        let count = usize::try_from(len).map_err(|_| unmapped())?;
-        let map = self.map.as_ref().ok_or_else(unmapped)?;
-        let mut at = address;
-        for slice in map
-            .get_slices(address, count, access)
-            .map_err(|_| unmapped())?
-        {
-            let slice = slice.map_err(|_| unmapped())?;
-            if list.len() >= MAX_SEGMENTS {
-                return Err(QueueError::TooLong(self.head));
-            }
-            list.push(Segment {
-                address: at,
-                ptr: slice.ptr_guard_mut().as_ptr(),
-                len: slice.len(),
-            });
-            // After the last part this may be 2^64.
-            at = GuestAddress(at.0.wrapping_add(slice.len() as u64));
+        let address = GuestAddress(address);
+        let count = usize::try_from(len).map_err(|_| QueueError::Memory { address, len })?;
+        match translation.find(map, address.0, len) {
+            Some(_) if list.len() >= MAX_SEGMENTS => return Err(QueueError::TooLong(self.head)),
+            Some(ptr) => list.push(Segment {
+                address,
+                ptr,
+                len: count,
+            }),
+            None => add_pieces(map, list, self.head, address, len, writable)?,
         }
         // At most `MAX_SEGMENTS` lengths of 32 bits each.
         *total += count;
@@ -251,6 +241,48 @@ impl<M: QueueMemory> fmt::Debug for Chain<M> {
             .field("writable", &self.writable)
             .finish_non_exhaustive()
     }
+}
+
+/// Appends a buffer that is not all in one region, as the pieces that it is in.
+#[cold]
+fn add_pieces<G: GuestMemory>(
+    map: &G,
+    list: &mut Vec<Segment>,
+    head: u16,
+    address: GuestAddress,
+    len: u32,
+    writable: bool,
+) -> Result<(), QueueError> {
+    let access = if writable {
+        Permissions::Write
+    } else {
+        Permissions::Read
+    };
+    let unmapped = || QueueError::Memory { address, len };
+    // The last byte has an address; with that, no address of a part of it can overflow.
+    address
+        .0
+        .checked_add(u64::from(len - 1))
+        .ok_or_else(unmapped)?;
+    let count = usize::try_from(len).map_err(|_| unmapped())?;
+    let mut at = address;
+    for slice in map
+        .get_slices(address, count, access)
+        .map_err(|_| unmapped())?
+    {
+        let slice = slice.map_err(|_| unmapped())?;
+        if list.len() >= MAX_SEGMENTS {
+            return Err(QueueError::TooLong(head));
+        }
+        list.push(Segment {
+            address: at,
+            ptr: slice.ptr_guard_mut().as_ptr(),
+            len: slice.len(),
+        });
+        // After the last part this may be 2^64.
+        at = GuestAddress(at.0.wrapping_add(slice.len() as u64));
+    }
+    Ok(())
 }
 
 /// Copies from segments of a chain that is held, beginning `offset` bytes in; returns how many bytes there

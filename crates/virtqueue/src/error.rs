@@ -8,15 +8,17 @@ use vm_memory::GuestAddress;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueueError {
-    /// The size is 0, no power of two, or above what the device can do.
-    #[error("size {size} is not a power of two between 1 and {max_size}")]
+    /// The size is 0, above what the device can do, or one that the format does not have: no power of two
+    /// (split), above 2^15 (packed).
+    #[error("size {size} is not one that a queue of at most {max_size} entries can have")]
     Size {
         /// What the driver wrote.
         size: u16,
         /// The most that the device can do.
         max_size: u16,
     },
-    /// A ring is not aligned (virtio 1.4, 2.7): descriptors to 16 bytes, available to 2, used to 4.
+    /// A ring is not aligned: descriptors to 16 bytes, available to 2, used to 4 (virtio 1.4, 2.7), event
+    /// suppression to 4 (2.8.10.1).
     #[error("{ring} ring at {address:#x} is not aligned")]
     Alignment {
         /// Which ring.
@@ -32,10 +34,8 @@ pub enum QueueError {
         /// Where the driver put it.
         address: u64,
     },
-    /// The features ask for a ring format that is not implemented.
-    #[error("{0} is not supported")]
-    Unsupported(&'static str),
-    /// The state to start from has more chains outstanding than the queue has entries.
+    /// The state to start from has more chains outstanding than the queue has entries, or (packed) is at an entry
+    /// that the queue does not have.
     #[error("state {next_avail}, {next_used} does not fit a queue of {size} entries")]
     State {
         /// Next entry to take.
@@ -58,7 +58,7 @@ pub enum QueueError {
         /// Entries.
         size: u16,
     },
-    /// A head is not an entry of the descriptor table.
+    /// A head (packed: a buffer id) is not below the size of the queue.
     #[error("head {head} is outside of a table of {size}")]
     Head {
         /// What the driver wrote.
@@ -69,6 +69,13 @@ pub enum QueueError {
     /// A head was made available again before the device has used it.
     #[error("head {0} is available twice")]
     HeadInFlight(u16),
+    /// Packed: a descriptor is available again before the device has used it, or a chain goes on into such ones.
+    #[error("descriptor {0} is available before the device has used it")]
+    Overrun(u16),
+    /// Packed: a descriptor behind the first of a chain has not the flags of an available one (virtio 1.4, 2.8.6):
+    /// the chain was made available before all of it was written.
+    #[error("descriptor {0} of an available chain is not available")]
+    NotAvailable(u16),
     /// A `next` field is not an entry of its table.
     #[error("next {next} is outside of a table of {entries}")]
     Next {
@@ -77,8 +84,8 @@ pub enum QueueError {
         /// Entries of the table.
         entries: u32,
     },
-    /// A chain has more descriptors than its table has entries (so it is a loop) or than
-    /// [`MAX_SEGMENTS`](crate::MAX_SEGMENTS) allows.
+    /// Split: a chain has more descriptors than its table has entries, so it is a loop. Both: it has more segments than
+    /// [`MAX_SEGMENTS`](crate::MAX_SEGMENTS) allows. (Packed: the number is that of its first descriptor.)
     #[error("chain of head {0} is too long or loops")]
     TooLong(u16),
     /// An indirect descriptor, without `VIRTIO_F_INDIRECT_DESC`.
@@ -87,8 +94,8 @@ pub enum QueueError {
     /// An indirect descriptor inside an indirect table.
     #[error("indirect descriptor inside an indirect table")]
     IndirectNested,
-    /// An indirect descriptor that has the next flag too.
-    #[error("indirect descriptor with a next one")]
+    /// An indirect descriptor that has the next flag too, or (packed) comes behind one that has.
+    #[error("indirect descriptor that is not the last, or (packed) not the only one of its chain")]
     IndirectNext,
     /// The length of an indirect table is 0 or no multiple of 16.
     #[error("indirect table of {0} bytes")]

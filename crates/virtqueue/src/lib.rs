@@ -17,18 +17,29 @@
 //! and yields nothing more until it is made anew, so a bad chain is parsed once. Each value in guest
 //! memory is read once and then checked.
 //!
+//! With `VIRTIO_F_RING_PACKED` the rings are packed, and nothing in these steps is different; a chain is named by its
+//! buffer id instead of the first of its descriptors. With `VIRTIO_F_IN_ORDER` chains come out on the used ring in the
+//! order in which they were made available, whatever the order in which the holder completes them: what is completed
+//! early waits for its turn. Notification data (`VIRTIO_F_NOTIFICATION_DATA`) is a hint that the transport may
+//! throw away: a queue finds out for itself what is available.
+//!
 //! | module | holds |
 //! |---|---|
 //! | `config` | what a driver writes to set up a queue, and where a queue stands |
-//! | `queue` | [`VirtQueue`] |
+//! | `queue` | [`VirtQueue`]: what both formats have in common |
 //! | `chain` | [`Chain`] and its [`Segment`]s |
-//! | `split` | the memory of split rings, and the order of accesses to it |
+//! | `split`, `packed` | where the device stands in its rings, and how it follows a chain |
+//! | `split::rings`, `packed::ring` | the memory of the rings, and the order of accesses to it |
+//! | `in_order` | completions that wait for those before them |
 //! | `event` | when an index passes an event index |
-//! | `memory` | [`QueueMemory`], what is asked of guest memory |
-//! | `mock` | with the feature `test-utils`: a driver for tests |
+//! | `memory` | [`QueueMemory`], what is asked of guest memory; where in this process it is |
+//! | `mock` | with the feature `test-utils`: drivers for tests |
 //!
-//! Not here: packed rings (`VIRTIO_F_RING_PACKED` is refused), in-order completion, notification data,
-//! rings that lie across two regions of guest memory, and memory that is mapped on demand (Xen grants).
+//! An address is translated by the region of guest memory that the last one was in, as long as both are in the
+//! same; descriptors are read in place. Nothing is allocated for a chain but, at first, the room in its lists.
+//!
+//! Not here: rings that lie across two regions of guest memory, memory that is mapped on demand (Xen grants), and
+//! one used element for several chains (virtio 1.4, 2.7.9, 2.8.8 allow it; each chain gets its own, with its length).
 //!
 //! ```
 //! # #[cfg(feature = "test-utils")] {
@@ -59,9 +70,11 @@ mod chain;
 mod config;
 mod error;
 mod event;
+mod in_order;
 mod memory;
 #[cfg(feature = "test-utils")]
 pub mod mock;
+mod packed;
 mod queue;
 mod split;
 
@@ -70,3 +83,8 @@ pub use config::{QueueConfig, QueueIndex, QueueState};
 pub use error::QueueError;
 pub use memory::QueueMemory;
 pub use queue::{MAX_SEGMENTS, VirtQueue};
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -1,18 +1,23 @@
-//! A driver for tests, benches and fuzzers: writes split rings into guest memory as a guest does, and,
+//! Drivers for tests, benches and fuzzers: they write rings into guest memory as a guest does, and,
 //! where asked to, as no guest should.
+//!
+//! [`Driver`] is one of either format, as the features say; a test that uses what both have runs on both.
+//! [`SplitDriver`] and [`PackedDriver`] have besides what only their format has.
 //!
 //! Panics on what is a mistake in the test that uses it: memory that is not there, no free descriptor.
 #![expect(clippy::expect_used, reason = "a test's own mistakes end the test")]
 
-use std::fmt;
-use std::sync::atomic::{Ordering, fence};
+mod packed;
+mod split;
 
 use virtio::F;
 pub use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{ByteValued, Bytes, GuestAddress};
 
-use crate::event::need_event;
-use crate::{QueueConfig, QueueMemory};
+pub use packed::{PackedDescriptor, PackedDriver};
+pub use split::SplitDriver;
+
+use crate::{QueueConfig, QueueMemory, QueueState};
 
 /// `VIRTQ_DESC_F_NEXT`
 pub const NEXT: u16 = virtio::virtq::DescF::NEXT.bits().to_ne();
@@ -20,6 +25,10 @@ pub const NEXT: u16 = virtio::virtq::DescF::NEXT.bits().to_ne();
 pub const WRITE: u16 = virtio::virtq::DescF::WRITE.bits().to_ne();
 /// `VIRTQ_DESC_F_INDIRECT`
 pub const INDIRECT: u16 = virtio::virtq::DescF::INDIRECT.bits().to_ne();
+/// `VIRTQ_DESC_F_AVAIL`, of packed rings.
+pub const AVAIL: u16 = virtio::virtq::DescF::AVAIL.bits().to_ne();
+/// `VIRTQ_DESC_F_USED`, of packed rings.
+pub const USED: u16 = virtio::virtq::DescF::USED.bits().to_ne();
 
 /// One buffer of a chain to add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,257 +65,169 @@ impl Buffer {
     }
 }
 
-/// The driver's half of one split queue in guest memory.
-pub struct SplitDriver<M: QueueMemory> {
-    memory: M,
-    config: QueueConfig,
-    event_idx: bool,
-    free: Vec<u16>,
-    /// By head: the descriptors of its chain.
-    chains: Vec<Vec<u16>>,
-    avail_idx: u16,
-    /// `avail_idx` when [`kick_wanted`](Self::kick_wanted) was last asked.
-    kick_asked: u16,
-    used_idx: u16,
+/// The driver's half of one queue in guest memory, in the format that was negotiated.
+#[derive(Debug)]
+pub enum Driver<M: QueueMemory> {
+    /// Without `VIRTIO_F_RING_PACKED`.
+    Split(SplitDriver<M>),
+    /// With it.
+    Packed(PackedDriver<M>),
 }
 
-impl<M: QueueMemory> SplitDriver<M> {
+impl<M: QueueMemory> Driver<M> {
     /// Lays an empty queue of `size` entries out at `base`, in [`len`](Self::len) bytes.
     pub fn new(memory: M, base: GuestAddress, size: u16, features: F) -> Self {
-        let entries = u64::from(size);
-        let driver = base.0 + 16 * entries;
-        let device = (driver + 6 + 2 * entries).next_multiple_of(4);
-        let config = QueueConfig {
-            max_size: size,
-            size,
-            desc: base.0,
-            driver,
-            device,
-        };
-        let zeroes = vec![0; Self::len(size)];
-        memory
-            .memory()
-            .write_slice(&zeroes, base)
-            .expect("the rings are in guest memory");
-        Self {
-            memory,
-            config,
-            event_idx: features.contains(F::EVENT_IDX),
-            free: (0..size).rev().collect(),
-            chains: vec![Vec::new(); usize::from(size)],
-            avail_idx: 0,
-            kick_asked: 0,
-            used_idx: 0,
+        if features.contains(F::RING_PACKED) {
+            Self::Packed(PackedDriver::new(memory, base, size, features))
+        } else {
+            Self::Split(SplitDriver::new(memory, base, size, features))
         }
     }
 
-    /// Bytes that the rings of `size` entries take.
+    /// Bytes that the rings of `size` entries take in either format.
     pub fn len(size: u16) -> usize {
-        let entries = usize::from(size);
-        (16 * entries + 6 + 2 * entries).next_multiple_of(4) + 6 + 8 * entries
+        SplitDriver::<M>::len(size).max(PackedDriver::<M>::len(size))
     }
 
-    /// Makes a chain of `buffers` available and returns its head.
+    /// Makes a chain of `buffers` available and returns what names it on the used ring: its head, or
+    /// its buffer id.
     pub fn add(&mut self, buffers: &[Buffer]) -> u16 {
-        let head = self.prepare(buffers);
-        self.offer(head);
-        head
-    }
-
-    /// Writes a chain of `buffers` without making it available, and returns its head.
-    pub fn prepare(&mut self, buffers: &[Buffer]) -> u16 {
-        let chain: Vec<u16> = buffers
-            .iter()
-            .map(|_| self.free.pop().expect("a descriptor is free"))
-            .collect();
-        for (i, buffer) in buffers.iter().enumerate() {
-            let (next_flag, next) = match chain.get(i + 1) {
-                Some(next) => (NEXT, *next),
-                None => (0, 0),
-            };
-            let flags = buffer.flags() | next_flag;
-            self.set_descriptor(
-                chain[i],
-                Descriptor::new(buffer.address, buffer.len, flags, next),
-            );
+        match self {
+            Self::Split(driver) => driver.add(buffers),
+            Self::Packed(driver) => driver.add(buffers),
         }
-        let head = *chain.first().expect("a chain has a buffer");
-        self.chains[usize::from(head)] = chain;
-        head
     }
 
     /// Makes a chain of `buffers` available through an indirect table at `table`.
     pub fn add_indirect(&mut self, table: u64, buffers: &[Buffer]) -> u16 {
-        let mut address = table;
-        for (i, buffer) in (1..).zip(buffers) {
-            let more = usize::from(i) < buffers.len();
-            let flags = buffer.flags() | if more { NEXT } else { 0 };
-            self.write(
-                address,
-                Descriptor::new(buffer.address, buffer.len, flags, i),
-            );
-            address += 16;
+        match self {
+            Self::Split(driver) => driver.add_indirect(table, buffers),
+            Self::Packed(driver) => driver.add_indirect(table, buffers),
         }
-        let head = self.free.pop().expect("a descriptor is free");
-        let len = u32::try_from(address - table).expect("a table is small");
-        self.set_descriptor(head, Descriptor::new(table, len, INDIRECT, 0));
-        self.chains[usize::from(head)] = vec![head];
-        self.offer(head);
-        head
-    }
-
-    /// Writes descriptor `index` of the table as it is.
-    pub fn set_descriptor(&mut self, index: u16, descriptor: Descriptor) {
-        self.write(self.config.desc + 16 * u64::from(index), descriptor);
-    }
-
-    /// Writes descriptor `index` of an indirect table at `table` as it is.
-    pub fn set_indirect(&mut self, table: u64, index: u16, descriptor: Descriptor) {
-        self.write(table + 16 * u64::from(index), descriptor);
-    }
-
-    /// Appends `head`, whatever it is, to the available ring, and moves the index.
-    pub fn offer(&mut self, head: u16) {
-        self.offer_quietly(head);
-        self.set_avail_idx(self.avail_idx);
-    }
-
-    /// Appends `head` to the available ring; [`set_avail_idx`](Self::set_avail_idx) publishes it.
-    pub fn offer_quietly(&mut self, head: u16) {
-        let slot = u64::from(self.avail_idx % self.config.size);
-        self.write(self.config.driver + 4 + 2 * slot, head.to_le());
-        self.avail_idx = self.avail_idx.wrapping_add(1);
-    }
-
-    /// Stores `index`, whatever it is, as the available index.
-    pub fn set_avail_idx(&mut self, index: u16) {
-        self.memory
-            .memory()
-            .store(
-                index.to_le(),
-                GuestAddress(self.config.driver + 2),
-                Ordering::Release,
-            )
-            .expect("the ring is in guest memory");
-    }
-
-    /// What the driver has made available so far.
-    pub fn avail_idx(&self) -> u16 {
-        self.avail_idx
     }
 
     /// Whether the device wants a kick for what was made available since the last call.
     pub fn kick_wanted(&mut self) -> bool {
-        fence(Ordering::SeqCst);
-        let (old, new) = (self.kick_asked, self.avail_idx);
-        self.kick_asked = new;
-        if self.event_idx {
-            need_event(self.avail_event(), new, old)
-        } else {
-            old != new && self.used_flags() & 1 == 0
+        match self {
+            Self::Split(driver) => driver.kick_wanted(),
+            Self::Packed(driver) => driver.kick_wanted(),
         }
     }
 
-    /// Takes the next element that the device has published: head and length.
+    /// Takes the next element that the device has published: what names the chain, and the length.
     pub fn take_used(&mut self) -> Option<(u32, u32)> {
-        if self.published() == self.used_idx {
-            return None;
+        match self {
+            Self::Split(driver) => driver.take_used(),
+            Self::Packed(driver) => driver.take_used(),
         }
-        let slot = u64::from(self.used_idx % self.config.size);
-        let at = self.config.device + 4 + 8 * slot;
-        let (head, len) = (u32::from_le(self.read(at)), u32::from_le(self.read(at + 4)));
-        self.used_idx = self.used_idx.wrapping_add(1);
-        if let Some(chain) = usize::try_from(head)
-            .ok()
-            .and_then(|head| self.chains.get_mut(head))
-        {
-            self.free.append(chain);
+    }
+
+    /// Whether the device has published an element that was not taken.
+    pub fn has_used(&self) -> bool {
+        match self {
+            Self::Split(driver) => driver.published() != driver.taken(),
+            Self::Packed(driver) => driver.has_used(),
         }
-        Some((head, len))
     }
 
-    /// The device's used index.
-    pub fn published(&self) -> u16 {
-        let at = GuestAddress(self.config.device + 2);
-        u16::from_le(
-            self.memory
-                .memory()
-                .load(at, Ordering::Acquire)
-                .expect("the ring is in guest memory"),
-        )
+    /// Asks to be notified of the next element, or of that `after` as many more entries of the ring: by an
+    /// event index where there is one, else of each.
+    pub fn want_interrupt(&mut self, after: u16) {
+        match self {
+            Self::Split(driver) => {
+                driver.set_no_interrupt(false);
+                driver.set_used_event(driver.taken().wrapping_add(after));
+            }
+            Self::Packed(driver) => driver.want_interrupt(after),
+        }
     }
 
-    /// How many elements of the used ring the driver has taken.
-    pub fn taken(&self) -> u16 {
-        self.used_idx
-    }
-
-    /// Asks to be notified when used element `index` is passed (with an event index).
-    pub fn set_used_event(&mut self, index: u16) {
-        let at = self.config.driver + 4 + 2 * u64::from(self.config.size);
-        self.write(at, index.to_le());
-    }
-
-    /// Asks not to be notified, or to be (without an event index).
+    /// Asks not to be notified, or to be, whatever the event index says. A split ring with an event index has
+    /// no such flag.
     pub fn set_no_interrupt(&mut self, no_interrupt: bool) {
-        self.write(self.config.driver, u16::from(no_interrupt).to_le());
-    }
-
-    /// The available index that the device wants a kick for.
-    pub fn avail_event(&self) -> u16 {
-        u16::from_le(self.read(self.config.device + 4 + 8 * u64::from(self.config.size)))
-    }
-
-    /// The flags of the used ring: 1 is `VIRTQ_USED_F_NO_NOTIFY`.
-    pub fn used_flags(&self) -> u16 {
-        u16::from_le(self.read(self.config.device))
+        match self {
+            Self::Split(driver) => driver.set_no_interrupt(no_interrupt),
+            Self::Packed(driver) => driver.set_no_interrupt(no_interrupt),
+        }
     }
 
     /// Descriptors that are in no chain.
     pub fn free(&self) -> usize {
-        self.free.len()
+        match self {
+            Self::Split(driver) => driver.free(),
+            Self::Packed(driver) => driver.free(),
+        }
     }
 
-    /// Goes on at `index`, as if so many chains had been made available and used before.
-    pub fn begin_at(&mut self, index: u16) {
-        self.avail_idx = index;
-        self.kick_asked = index;
-        self.used_idx = index;
-        self.set_avail_idx(index);
-        self.write(self.config.device + 2, index.to_le());
+    /// Goes on at `state`, of which both halves are the same, as if all that was made available before had
+    /// been used.
+    pub fn begin_at(&mut self, state: QueueState) {
+        match self {
+            Self::Split(driver) => driver.begin_at(state.next_avail),
+            Self::Packed(driver) => driver.begin_at(state),
+        }
+    }
+
+    /// Where the driver stands: what the device's state is when all is settled.
+    pub fn state(&self) -> QueueState {
+        match self {
+            Self::Split(driver) => QueueState {
+                next_avail: driver.avail_idx(),
+                next_used: driver.taken(),
+            },
+            Self::Packed(driver) => driver.state(),
+        }
     }
 
     /// The memory that the rings are in.
     pub fn memory(&self) -> &M {
-        &self.memory
+        match self {
+            Self::Split(driver) => driver.memory(),
+            Self::Packed(driver) => driver.memory(),
+        }
     }
 
     /// What the driver would tell the transport.
     pub fn config(&self) -> QueueConfig {
-        self.config
+        match self {
+            Self::Split(driver) => driver.config(),
+            Self::Packed(driver) => driver.config(),
+        }
     }
 
-    fn write<T: vm_memory::ByteValued>(&self, address: u64, value: T) {
-        self.memory
-            .memory()
-            .write_obj(value, GuestAddress(address))
-            .expect("the address is in guest memory");
+    /// The split driver.
+    ///
+    /// # Panics
+    /// If it is a packed one.
+    pub fn split(&mut self) -> &mut SplitDriver<M> {
+        match self {
+            Self::Split(driver) => driver,
+            Self::Packed(driver) => panic!("{driver:?} is not split"),
+        }
     }
 
-    fn read<T: vm_memory::ByteValued>(&self, address: u64) -> T {
-        self.memory
-            .memory()
-            .read_obj(GuestAddress(address))
-            .expect("the address is in guest memory")
+    /// The packed driver.
+    ///
+    /// # Panics
+    /// If it is a split one.
+    pub fn packed(&mut self) -> &mut PackedDriver<M> {
+        match self {
+            Self::Packed(driver) => driver,
+            Self::Split(driver) => panic!("{driver:?} is not packed"),
+        }
     }
 }
 
-impl<M: QueueMemory> fmt::Debug for SplitDriver<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SplitDriver")
-            .field("config", &self.config)
-            .field("avail_idx", &self.avail_idx)
-            .field("used_idx", &self.used_idx)
-            .finish_non_exhaustive()
-    }
+fn write<M: QueueMemory, T: ByteValued>(memory: &M, address: u64, value: T) {
+    memory
+        .memory()
+        .write_obj(value, GuestAddress(address))
+        .expect("the address is in guest memory");
+}
+
+fn read<M: QueueMemory, T: ByteValued>(memory: &M, address: u64) -> T {
+    memory
+        .memory()
+        .read_obj(GuestAddress(address))
+        .expect("the address is in guest memory")
 }

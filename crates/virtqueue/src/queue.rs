@@ -4,12 +4,11 @@ use std::fmt;
 use std::ptr;
 
 use virtio::F;
-use virtio_queue::QueueT;
-use vm_memory::GuestAddress;
 
-use crate::event::need_event;
-use crate::memory::read_descriptor;
-use crate::split::SplitRings;
+use crate::in_order::InOrder;
+use crate::memory::Translation;
+use crate::packed::PackedQueue;
+use crate::split::SplitQueue;
 use crate::{Chain, QueueConfig, QueueError, QueueMemory, QueueState};
 
 /// The most segments that a chain may have in one direction, whatever the size of the queue or of an
@@ -18,73 +17,72 @@ pub const MAX_SEGMENTS: usize = 1024;
 
 /// The device's half of one queue. See the crate's text for how it is used.
 ///
-/// Keeps a snapshot of guest memory, looked at anew whenever the available ring is, so that a change
-/// of the map is seen at the next batch.
+/// Keeps a snapshot of guest memory, looked at anew whenever a batch begins, so that a change of the map is
+/// seen at the next batch.
 pub struct VirtQueue<M: QueueMemory> {
     config: QueueConfig,
     memory: M,
-    /// What `rings` points into.
+    /// What `ring` and `translation` point into.
     map: M::T,
-    rings: SplitRings,
-    event_idx: bool,
+    ring: Ring,
+    translation: Translation,
     indirect: bool,
-    /// Next entry of the available ring to take.
-    next_avail: u16,
-    /// The driver's available index when it was last looked at.
-    seen_avail: u16,
-    /// Next element of the used ring to publish.
-    next_used: u16,
-    /// Elements written after it, not published yet.
-    staged: u16,
-    /// `next_used` when the driver was last told, or decided not to be; unknown at first, since
-    /// another data plane may have run the queue before.
-    signalled_used: Option<u16>,
-    /// By head: taken and not yet on the used ring.
-    in_flight: Box<[bool]>,
+    /// By head: how many entries of the ring its chain has, while it is taken and not yet on the used ring.
+    in_flight: Box<[u16]>,
+    /// Chains that were popped and not completed.
     in_flight_count: u16,
+    /// With `VIRTIO_F_IN_ORDER`: what was completed before its turn.
+    in_order: Option<Box<InOrder>>,
     broken: bool,
 }
 
+/// The rings in the format that was negotiated, and where the device stands in them.
+enum Ring {
+    Split(SplitQueue),
+    Packed(PackedQueue),
+}
+
+/// What a ring needs of its queue to take a chain.
+pub(crate) struct Taking<'a, M: QueueMemory> {
+    pub(crate) map: &'a M::T,
+    pub(crate) translation: &'a mut Translation,
+    pub(crate) in_flight: &'a mut [u16],
+    /// `VIRTIO_F_INDIRECT_DESC` was negotiated.
+    pub(crate) indirect: bool,
+}
+
 impl<M: QueueMemory> VirtQueue<M> {
-    /// Makes the queue that a driver has set up, to go on from `state`.
+    /// Makes the queue that a driver has set up, to go on from `state`, in the format that `features` say:
+    /// packed with `VIRTIO_F_RING_PACKED`, else split.
     ///
     /// # Errors
-    /// When the size, the addresses or the state cannot be, or the rings are not in guest memory, or
-    /// `VIRTIO_F_RING_PACKED` was negotiated.
+    /// When the size, the addresses or the state cannot be, or the rings are not in guest memory.
     pub fn new(
         config: &QueueConfig,
         state: QueueState,
         features: F,
         memory: M,
     ) -> Result<Self, QueueError> {
-        if features.contains(F::RING_PACKED) {
-            return Err(QueueError::Unsupported("VIRTIO_F_RING_PACKED"));
-        }
-        check_set_up(config)?;
-        if state.next_avail.wrapping_sub(state.next_used) > config.size {
-            return Err(QueueError::State {
-                next_avail: state.next_avail,
-                next_used: state.next_used,
-                size: config.size,
-            });
-        }
         // Cloned: the first may be a guard that is meant to be short-lived.
         let map = memory.memory().clone();
-        let rings = SplitRings::new(config, &*map)?;
+        let ring = if features.contains(F::RING_PACKED) {
+            Ring::Packed(PackedQueue::new(config, state, features, &*map)?)
+        } else {
+            Ring::Split(SplitQueue::new(config, state, features, &*map)?)
+        };
+        let in_order = features
+            .contains(F::IN_ORDER)
+            .then(|| Box::new(InOrder::new(config.size, ring.next_position())));
         Ok(Self {
             config: *config,
             memory,
             map,
-            rings,
-            event_idx: features.contains(F::EVENT_IDX),
+            ring,
+            translation: Translation::NONE,
             indirect: features.contains(F::INDIRECT_DESC),
-            next_avail: state.next_avail,
-            seen_avail: state.next_avail,
-            next_used: state.next_used,
-            staged: 0,
-            signalled_used: None,
-            in_flight: vec![false; usize::from(config.size)].into_boxed_slice(),
+            in_flight: vec![0; usize::from(config.size)].into_boxed_slice(),
             in_flight_count: 0,
+            in_order,
             broken: false,
         })
     }
@@ -111,73 +109,66 @@ impl<M: QueueMemory> VirtQueue<M> {
     /// when another one was popped after it or it is not in flight.
     #[doc(alias = "virtqueue_unpop")]
     pub fn undo_pop(&mut self, chain: &mut Chain<M>) -> bool {
-        let position = self.next_avail.wrapping_sub(1);
-        if chain.position() != position || !self.clear_in_flight(chain.head()) {
+        let head = chain.head();
+        if chain.position() != self.next_position().wrapping_sub(1) || !self.is_in_flight(head) {
             return false;
         }
-        self.next_avail = position;
+        let count = self.end_flight(head);
+        match &mut self.ring {
+            Ring::Split(split) => split.undo_pop(),
+            Ring::Packed(packed) => packed.undo_pop(count),
+        }
+        self.in_flight_count -= 1;
         chain.clear();
         true
     }
 
-    /// Writes an element of the used ring: the chain of `head` is done with, and `len` bytes were
-    /// written into it, from its first on. The driver sees it after [`publish`](Self::publish).
+    /// Says that the chain of `head` is done with, and that `len` bytes were written into it, from its first on.
+    /// The driver sees it after [`publish`](Self::publish); with `VIRTIO_F_IN_ORDER`, after the first
+    /// `publish` when all chains that were made available before it are done with too.
     ///
     /// # Errors
     /// [`QueueError::NotInFlight`] when `head` was not popped or was completed before.
     #[doc(alias = "virtqueue_fill")]
+    #[inline]
     pub fn push_used(&mut self, head: u16, len: u32) -> Result<(), QueueError> {
-        if !self.clear_in_flight(head) {
+        if !self.is_in_flight(head) {
             return Err(QueueError::NotInFlight(head));
         }
-        // Cannot overtake the driver: it has at most `size` heads, each in flight once.
-        let index = self.next_used.wrapping_add(self.staged);
-        self.rings.write_used(index, head, len);
-        self.staged = self.staged.wrapping_add(1);
+        self.in_flight_count -= 1;
+        if self.in_order.is_some() {
+            self.push_in_order(head, len);
+        } else {
+            self.write_used(head, len);
+        }
         Ok(())
     }
 
     /// Publishes what was staged, and says how many elements that was.
     #[doc(alias = "virtqueue_flush")]
+    #[inline]
     pub fn publish(&mut self) -> u16 {
-        let staged = std::mem::take(&mut self.staged);
-        if staged != 0 {
-            let first = self.next_used;
-            self.next_used = first.wrapping_add(staged);
-            self.rings.set_used_idx(self.next_used);
-            self.rings.mark_used(&*self.map, first, staged);
+        match &mut self.ring {
+            Ring::Split(split) => split.publish(&*self.map),
+            Ring::Packed(packed) => packed.publish(&*self.map),
         }
-        staged
     }
 
-    /// Whether the driver wants to hear of what was published since the last call (virtio 1.4, 2.7.7).
+    /// Whether the driver wants to hear of what was published since the last call (virtio 1.4, 2.7.7, 2.8.10).
     /// Asked once after each [`publish`](Self::publish).
     #[doc(alias = "virtio_should_notify")]
     pub fn needs_notification(&mut self) -> bool {
-        let new = self.next_used;
-        let old = self.signalled_used.replace(new);
-        if old == Some(new) {
-            return false;
-        }
-        // The used index was stored; used_event or the flags are loaded. The driver does the converse:
-        // it stores those, fences, and loads the used index. With both fences at least one sees the
-        // other's store; without, both could read the old value and the driver would wait for ever.
-        SplitRings::full_fence();
-        if self.event_idx {
-            let event = self.rings.used_event();
-            old.is_none_or(|old| need_event(event, new, old))
-        } else {
-            !self.rings.no_interrupt()
+        match &mut self.ring {
+            Ring::Split(split) => split.needs_notification(),
+            Ring::Packed(packed) => packed.needs_notification(),
         }
     }
 
     /// Tells the driver that the device need not be notified. Advice: it may be all the same.
     pub fn disable_notifications(&mut self) {
-        // With an event index there is nothing to write: the last event is passed, and no entry
-        // passes it again for 2^16 more.
-        if !self.event_idx {
-            self.rings.set_no_notify(true);
-            self.rings.mark_suppression(&*self.map);
+        match &mut self.ring {
+            Ring::Split(split) => split.disable_notifications(&*self.map),
+            Ring::Packed(packed) => packed.disable_notifications(&*self.map),
         }
     }
 
@@ -191,16 +182,10 @@ impl<M: QueueMemory> VirtQueue<M> {
         if self.broken {
             return Err(QueueError::Broken);
         }
-        if self.event_idx {
-            self.rings.set_avail_event(self.next_avail);
-        } else {
-            self.rings.set_no_notify(false);
-        }
-        self.rings.mark_suppression(&*self.map);
-        // avail_event or the flags were stored; the available index is loaded. The driver stores the
-        // index, fences, and loads those: at least one of the two sees the other's store.
-        SplitRings::full_fence();
-        let more = self.look();
+        let more = match &mut self.ring {
+            Ring::Split(split) => split.enable_notifications(&*self.map),
+            Ring::Packed(packed) => Ok(packed.enable_notifications(&*self.map)),
+        };
         self.broken |= more.is_err();
         more
     }
@@ -208,10 +193,15 @@ impl<M: QueueMemory> VirtQueue<M> {
     /// Where the queue stands: what it takes to go on elsewhere. Staged elements are not in it, and
     /// chains in flight are lost to it, so both are settled first.
     pub fn state(&self) -> QueueState {
-        QueueState {
-            next_avail: self.next_avail,
-            next_used: self.next_used,
+        match &self.ring {
+            Ring::Split(split) => split.state(),
+            Ring::Packed(packed) => packed.state(),
         }
+    }
+
+    /// The [`position`](Chain::position) that the chain popped next will have.
+    pub fn next_position(&self) -> u16 {
+        self.ring.next_position()
     }
 
     /// Size and addresses.
@@ -224,6 +214,11 @@ impl<M: QueueMemory> VirtQueue<M> {
         self.config.size
     }
 
+    /// Whether the rings are packed.
+    pub fn is_packed(&self) -> bool {
+        matches!(self.ring, Ring::Packed(_))
+    }
+
     /// Chains that were popped and not completed.
     pub fn in_flight(&self) -> u16 {
         self.in_flight_count
@@ -234,64 +229,116 @@ impl<M: QueueMemory> VirtQueue<M> {
         self.broken
     }
 
+    #[inline]
     fn try_pop(&mut self, chain: &mut Chain<M>) -> Result<bool, QueueError> {
-        if self.next_avail == self.seen_avail {
+        if self.ring.is_drained() {
             self.follow_map()?;
-            if !self.look()? {
-                return Ok(false);
-            }
         }
-        let head = self.rings.avail_entry(self.next_avail);
-        let size = self.config.size;
-        let Some(taken) = self.in_flight.get_mut(usize::from(head)) else {
-            return Err(QueueError::Head { head, size });
+        let taking = Taking {
+            map: &self.map,
+            translation: &mut self.translation,
+            in_flight: &mut self.in_flight,
+            indirect: self.indirect,
         };
-        if *taken {
-            return Err(QueueError::HeadInFlight(head));
-        }
-        chain.begin(head, self.next_avail, &self.map);
-        walk(&self.rings, size, self.indirect, &*self.map, chain)?;
-        *taken = true;
+        let popped = match &mut self.ring {
+            Ring::Split(split) => split.pop(taking, chain)?,
+            Ring::Packed(packed) => packed.pop(taking, chain)?,
+        };
+        let Some(head) = popped else {
+            return Ok(false);
+        };
         // At most `size` heads are in flight.
         self.in_flight_count += 1;
-        self.next_avail = self.next_avail.wrapping_add(1);
+        if let Some(in_order) = &mut self.in_order {
+            in_order.popped(head, chain.position());
+        }
         Ok(true)
     }
 
-    /// Loads the driver's index. Whether there is something to take.
-    fn look(&mut self) -> Result<bool, QueueError> {
-        let index = self.rings.avail_idx();
-        if index.wrapping_sub(self.next_avail) > self.config.size {
-            return Err(QueueError::AvailIndex {
-                from: self.next_avail,
-                to: index,
-                size: self.config.size,
-            });
-        }
-        self.seen_avail = index;
-        Ok(index != self.next_avail)
-    }
-
     /// Takes a new snapshot if the map of guest memory has changed.
+    #[inline]
     fn follow_map(&mut self) -> Result<(), QueueError> {
         let now = self.memory.memory();
         // `self.map` is alive, so a new snapshot cannot have its address.
         if !ptr::eq(&*now, &*self.map) {
             let now = now.clone();
-            self.rings = SplitRings::new(&self.config, &*now)?;
+            match &mut self.ring {
+                Ring::Split(split) => split.follow(&self.config, &*now)?,
+                Ring::Packed(packed) => packed.follow(&self.config, &*now)?,
+            }
+            self.translation = Translation::NONE;
             self.map = now;
         }
         Ok(())
     }
 
-    fn clear_in_flight(&mut self, head: u16) -> bool {
-        match self.in_flight.get_mut(usize::from(head)) {
-            Some(taken) if *taken => {
-                *taken = false;
-                self.in_flight_count -= 1;
-                true
-            }
-            _ => false,
+    #[cold]
+    fn push_in_order(&mut self, head: u16, len: u32) {
+        let Some(mut in_order) = self.in_order.take() else {
+            return;
+        };
+        in_order.complete(head, len);
+        while let Some(next) = in_order.next() {
+            self.write_used(next.head, next.len);
+        }
+        self.in_order = Some(in_order);
+    }
+
+    #[inline]
+    fn write_used(&mut self, head: u16, len: u32) {
+        let count = self.end_flight(head);
+        match &mut self.ring {
+            Ring::Split(split) => split.write_used(head, len),
+            Ring::Packed(packed) => packed.write_used(head, len, count),
+        }
+    }
+
+    /// Whether `head` was popped and not completed since.
+    #[inline]
+    fn is_in_flight(&self, head: u16) -> bool {
+        let taken = self
+            .in_flight
+            .get(usize::from(head))
+            .is_some_and(|n| *n != 0);
+        // What was completed before its turn is not the driver's yet, and not the device's any more.
+        taken
+            && !self
+                .in_order
+                .as_ref()
+                .is_some_and(|order| order.is_done(head))
+    }
+
+    /// Forgets a chain that is in flight; how many entries it has.
+    #[inline]
+    fn end_flight(&mut self, head: u16) -> u16 {
+        self.in_flight
+            .get_mut(usize::from(head))
+            .map_or(0, std::mem::take)
+    }
+}
+
+impl Ring {
+    /// Whether what the driver has made available is looked at anew: a batch begins.
+    #[inline]
+    fn is_drained(&self) -> bool {
+        match self {
+            Self::Split(split) => split.is_drained(),
+            Self::Packed(packed) => packed.is_drained(),
+        }
+    }
+
+    #[inline]
+    fn next_position(&self) -> u16 {
+        match self {
+            Self::Split(split) => split.next_position(),
+            Self::Packed(packed) => packed.next_position(),
+        }
+    }
+
+    fn staged(&self) -> u16 {
+        match self {
+            Self::Split(split) => split.staged(),
+            Self::Packed(packed) => packed.staged(),
         }
     }
 }
@@ -300,100 +347,11 @@ impl<M: QueueMemory> fmt::Debug for VirtQueue<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VirtQueue")
             .field("config", &self.config)
+            .field("packed", &self.is_packed())
             .field("state", &self.state())
-            .field("staged", &self.staged)
+            .field("staged", &self.ring.staged())
             .field("in_flight", &self.in_flight_count)
             .field("broken", &self.broken)
             .finish_non_exhaustive()
     }
-}
-
-/// Follows the descriptors of `chain`'s head (virtio 1.4, 2.7.5). A chain may begin with descriptors
-/// of the ring's table and end with one that refers to an indirect table (2.7.5.3.2).
-fn walk<M: QueueMemory>(
-    rings: &SplitRings,
-    size: u16,
-    indirect: bool,
-    map: &M::M,
-    chain: &mut Chain<M>,
-) -> Result<(), QueueError> {
-    let head = chain.head();
-    let mut table: Option<GuestAddress> = None;
-    let mut entries = u32::from(size);
-    let mut index = head;
-    let mut steps = 0;
-    loop {
-        // The table has this many descriptors, so a longer way through it is a loop. (Of one in a huge
-        // indirect table each turn adds a segment, of which there can be `MAX_SEGMENTS`.)
-        if steps == entries {
-            return Err(QueueError::TooLong(head));
-        }
-        steps += 1;
-        let descriptor = match table {
-            None => rings.descriptor(index),
-            Some(table) => {
-                let address = table
-                    .0
-                    .checked_add(16 * u64::from(index))
-                    .map(GuestAddress)
-                    .ok_or(QueueError::Memory {
-                        address: table,
-                        len: 16 * entries,
-                    })?;
-                read_descriptor(map, address)?
-            }
-        };
-        if descriptor.refers_to_indirect_table() {
-            let len = descriptor.len();
-            if table.is_some() {
-                return Err(QueueError::IndirectNested);
-            } else if !indirect {
-                return Err(QueueError::IndirectNotNegotiated);
-            } else if descriptor.has_next() {
-                return Err(QueueError::IndirectNext);
-            } else if len == 0 || !len.is_multiple_of(16) {
-                return Err(QueueError::IndirectLength(len));
-            }
-            table = Some(descriptor.addr());
-            entries = len / 16;
-            index = 0;
-            steps = 0;
-            continue;
-        }
-        chain.add(
-            descriptor.addr(),
-            descriptor.len(),
-            descriptor.is_write_only(),
-        )?;
-        if !descriptor.has_next() {
-            return Ok(());
-        }
-        index = descriptor.next();
-        if u32::from(index) >= entries {
-            return Err(QueueError::Next {
-                next: index,
-                entries,
-            });
-        }
-    }
-}
-
-/// What `virtio_queue` knows of a legal set-up: the size, and the rings' alignment.
-fn check_set_up(config: &QueueConfig) -> Result<(), QueueError> {
-    let bad_size = |_| QueueError::Size {
-        size: config.size,
-        max_size: config.max_size,
-    };
-    let unaligned = |ring, address| move |_| QueueError::Alignment { ring, address };
-    let mut queue = virtio_queue::Queue::new(config.max_size).map_err(bad_size)?;
-    queue.try_set_size(config.size).map_err(bad_size)?;
-    queue
-        .try_set_desc_table_address(GuestAddress(config.desc))
-        .map_err(unaligned("descriptor", config.desc))?;
-    queue
-        .try_set_avail_ring_address(GuestAddress(config.driver))
-        .map_err(unaligned("available", config.driver))?;
-    queue
-        .try_set_used_ring_address(GuestAddress(config.device))
-        .map_err(unaligned("used", config.device))
 }

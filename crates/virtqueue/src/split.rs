@@ -1,233 +1,295 @@
-//! The memory of split rings (virtio 1.4, 2.7), and the order of accesses to it.
-//!
-//! The driver runs on other CPUs and writes to the same memory, so every access is an atomic one and
-//! each value is loaded once. Four orderings matter, and each is argued where it is made:
-//! the available index is acquired before the entries that it covers are read; used entries are
-//! released by the used index; and between publishing something (used index, available event) and
-//! reading what the driver may have published at the same moment (used event, available index), there
-//! is a full fence on both sides, or each could miss the other.
-#![expect(unsafe_code, reason = "rings are shared with the driver in memory")]
+//! A split queue (virtio 1.4, 2.7): where the device stands in its rings.
 
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+mod rings;
 
-use virtio_queue::desc::split::Descriptor;
-use vm_memory::{GuestAddress, GuestMemory, Permissions};
+use std::sync::atomic::{Ordering, fence};
 
-use crate::memory::{mark_dirty, one_piece};
-use crate::{QueueConfig, QueueError};
+use virtio::F;
+use virtio::virtq::DescF;
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddress, GuestMemory};
 
-/// Where the three parts of a split queue are, in guest and host.
-pub(crate) struct SplitRings {
-    /// Entries less one. The size is a power of two, so an index is reduced to a slot by masking.
-    mask: u16,
-    /// `size` descriptors, aligned to 16.
-    desc: *const u8,
-    /// flags, idx, `size` entries, used_event: `6 + 2 * size` bytes, aligned to 2.
-    avail: *const u8,
-    /// flags, idx, `size` elements of 8 bytes, avail_event: `6 + 8 * size` bytes, aligned to 4.
-    used: *mut u8,
-    used_address: GuestAddress,
+use crate::event::need_event;
+use crate::memory::{Raw, Table};
+use crate::queue::Taking;
+use crate::{Chain, QueueConfig, QueueError, QueueMemory, QueueState};
+use rings::SplitRings;
+
+pub(crate) struct SplitQueue {
+    rings: SplitRings,
+    size: u16,
+    event_idx: bool,
+    /// Next entry of the available ring to take.
+    next_avail: u16,
+    /// The driver's available index when it was last looked at.
+    seen_avail: u16,
+    /// Next element of the used ring to publish.
+    next_used: u16,
+    /// Elements written after it, not published yet.
+    staged: u16,
+    /// `next_used` when the driver was last told, or decided not to be; unknown at first, since
+    /// another data plane may have run the queue before.
+    signalled_used: Option<u16>,
 }
 
-// SAFETY: the pointers are into memory that is shared with the guest anyway and only accessed
-// atomically; the queue that owns the rings keeps it mapped.
-unsafe impl Send for SplitRings {}
-// SAFETY: as above.
-unsafe impl Sync for SplitRings {}
-
-const FLAGS: usize = 0;
-const IDX: usize = 2;
-const RING: usize = 4;
-const AVAIL_ENTRY: usize = 2;
-const USED_ELEMENT: usize = 8;
-const DESCRIPTOR: usize = 16;
-
-impl SplitRings {
-    /// Finds the rings of `config`, whose size and alignment were checked, in `map`. They may be used
-    /// for as long as `map` lives.
-    pub(crate) fn new<G: GuestMemory>(config: &QueueConfig, map: &G) -> Result<Self, QueueError> {
-        let size = usize::from(config.size);
-        let find = |ring, address, len, align, access| {
-            let ptr = one_piece(map, address, len, access)
-                .ok_or(QueueError::RingMemory { ring, address })?;
-            // A region could be mapped at an odd address, so a guest's alignment is not the host's.
-            if ptr.addr() % align == 0 {
-                Ok(ptr)
-            } else {
-                Err(QueueError::Alignment { ring, address })
-            }
-        };
-        let desc = find(
-            "descriptor",
-            config.desc,
-            DESCRIPTOR * size,
-            align_of::<u64>(),
-            Permissions::Read,
-        )?;
-        let avail = find(
-            "available",
-            config.driver,
-            RING + AVAIL_ENTRY * size + 2,
-            align_of::<u16>(),
-            Permissions::Read,
-        )?;
-        let used = find(
-            "used",
-            config.device,
-            RING + USED_ELEMENT * size + 2,
-            align_of::<u32>(),
-            Permissions::Write,
-        )?;
+impl SplitQueue {
+    pub(crate) fn new<G: GuestMemory>(
+        config: &QueueConfig,
+        state: QueueState,
+        features: F,
+        map: &G,
+    ) -> Result<Self, QueueError> {
+        check_set_up(config)?;
+        if state.next_avail.wrapping_sub(state.next_used) > config.size {
+            return Err(QueueError::State {
+                next_avail: state.next_avail,
+                next_used: state.next_used,
+                size: config.size,
+            });
+        }
         Ok(Self {
-            mask: config.size.wrapping_sub(1),
-            desc,
-            avail,
-            used,
-            used_address: GuestAddress(config.device),
+            rings: SplitRings::new(config, map)?,
+            size: config.size,
+            event_idx: features.contains(F::EVENT_IDX),
+            next_avail: state.next_avail,
+            seen_avail: state.next_avail,
+            next_used: state.next_used,
+            staged: 0,
+            signalled_used: None,
         })
     }
 
-    /// The driver's index: one past the last entry that it has made available.
-    pub(crate) fn avail_idx(&self) -> u16 {
-        // Acquire: pairs with the driver's write barrier before it stored the index, so that the
-        // entries and descriptors that the index covers are seen as they were when it was stored.
-        u16::from_le(self.avail_u16(IDX).load(Ordering::Acquire))
+    /// Finds the rings in another snapshot of guest memory.
+    pub(crate) fn follow<G: GuestMemory>(
+        &mut self,
+        config: &QueueConfig,
+        map: &G,
+    ) -> Result<(), QueueError> {
+        self.rings = SplitRings::new(config, map)?;
+        Ok(())
     }
 
-    /// Entry `index` (free-running) of the available ring. Ordered by the load of the index.
-    pub(crate) fn avail_entry(&self, index: u16) -> u16 {
-        let slot = usize::from(index & self.mask);
-        u16::from_le(
-            self.avail_u16(RING + AVAIL_ENTRY * slot)
-                .load(Ordering::Relaxed),
-        )
+    /// Whether all is taken that was seen to be available.
+    #[inline]
+    pub(crate) fn is_drained(&self) -> bool {
+        self.next_avail == self.seen_avail
     }
 
-    /// Whether the driver asks for no used buffer notifications. Advice, so relaxed; the caller has
-    /// fenced it from its publication.
-    pub(crate) fn no_interrupt(&self) -> bool {
-        let flags = u16::from_le(self.avail_u16(FLAGS).load(Ordering::Relaxed));
-        flags & NO_INTERRUPT != 0
+    /// Takes the next chain. The answer is its head.
+    #[inline]
+    pub(crate) fn pop<M: QueueMemory>(
+        &mut self,
+        taking: Taking<'_, M>,
+        chain: &mut Chain<M>,
+    ) -> Result<Option<u16>, QueueError> {
+        if self.is_drained() && !self.look()? {
+            return Ok(None);
+        }
+        let head = self.rings.avail_entry(self.next_avail);
+        let size = self.size;
+        let Some(taken) = taking.in_flight.get_mut(usize::from(head)) else {
+            return Err(QueueError::Head { head, size });
+        };
+        if *taken != 0 {
+            return Err(QueueError::HeadInFlight(head));
+        }
+        chain.begin(head, self.next_avail, taking.map);
+        walk(
+            &self.rings,
+            size,
+            taking.indirect,
+            &**taking.map,
+            taking.translation,
+            chain,
+        )?;
+        *taken = 1;
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Ok(Some(head))
     }
 
-    /// The used index whose passing the driver wants to hear of.
-    pub(crate) fn used_event(&self) -> u16 {
-        let at = RING + AVAIL_ENTRY * self.size();
-        u16::from_le(self.avail_u16(at).load(Ordering::Relaxed))
+    pub(crate) fn undo_pop(&mut self) {
+        self.next_avail = self.next_avail.wrapping_sub(1);
     }
 
-    /// Descriptor `index` of the table; masked, though callers have checked it.
-    pub(crate) fn descriptor(&self, index: u16) -> Descriptor {
-        let slot = usize::from(index & self.mask);
-        // SAFETY: the table has `mask + 1` descriptors of 16 bytes; an offset inside of it.
-        let at = unsafe { self.desc.add(DESCRIPTOR * slot) }
-            .cast_mut()
-            .cast::<u64>();
-        // SAFETY: as above, for its second half.
-        let rest = unsafe { at.add(1) };
-        // Two loads for four fields, each of which is read once. They need no order of their own: a
-        // driver that changes a descriptor in between has made a chain that is checked like any other.
-        // SAFETY: aligned to 8 as checked at `new`, inside of the table, mapped while the queue lives,
-        // and only ever accessed atomically by this process.
-        let address = u64::from_le(unsafe { AtomicU64::from_ptr(at) }.load(Ordering::Relaxed));
-        // SAFETY: as above.
-        let rest = u64::from_le(unsafe { AtomicU64::from_ptr(rest) }.load(Ordering::Relaxed));
-        let [l0, l1, l2, l3, f0, f1, n0, n1] = rest.to_le_bytes();
-        Descriptor::new(
-            address,
-            u32::from_le_bytes([l0, l1, l2, l3]),
-            u16::from_le_bytes([f0, f1]),
-            u16::from_le_bytes([n0, n1]),
-        )
+    /// Writes an element. Cannot overtake the driver, which has at most `size` heads, each in flight once.
+    #[inline]
+    pub(crate) fn write_used(&mut self, head: u16, len: u32) {
+        let index = self.next_used.wrapping_add(self.staged);
+        self.rings.write_used(index, head, len);
+        self.staged = self.staged.wrapping_add(1);
     }
 
-    /// Writes element `index` (free-running) of the used ring; the driver looks at it only once the
-    /// used index has passed it, so the stores are relaxed.
-    pub(crate) fn write_used(&self, index: u16, head: u16, len: u32) {
-        let slot = usize::from(index & self.mask);
-        let at = RING + USED_ELEMENT * slot;
-        self.used_u32(at)
-            .store(u32::from(head).to_le(), Ordering::Relaxed);
-        self.used_u32(at + 4).store(len.to_le(), Ordering::Relaxed);
+    #[inline]
+    pub(crate) fn publish<G: GuestMemory>(&mut self, map: &G) -> u16 {
+        let staged = std::mem::take(&mut self.staged);
+        if staged != 0 {
+            let first = self.next_used;
+            self.next_used = first.wrapping_add(staged);
+            self.rings.set_used_idx(self.next_used);
+            self.rings.mark_used(map, first, staged);
+        }
+        staged
     }
 
-    /// Publishes all elements before `index`.
-    pub(crate) fn set_used_idx(&self, index: u16) {
-        // Release: the elements, and the buffers they name, are visible before the index is. (What the
-        // kernel wrote into the buffers happened before it returned to this thread.)
-        self.used_u16(IDX).store(index.to_le(), Ordering::Release);
-    }
-
-    /// Asks the driver to notify, or not to. Advice, so relaxed; [`full_fence`](Self::full_fence)
-    /// follows where a look at the available index does.
-    pub(crate) fn set_no_notify(&self, no_notify: bool) {
-        let flags = if no_notify { NO_NOTIFY } else { 0 };
-        self.used_u16(FLAGS).store(flags.to_le(), Ordering::Relaxed);
-    }
-
-    /// Asks the driver to notify when it passes available entry `index`. Relaxed, as above.
-    pub(crate) fn set_avail_event(&self, index: u16) {
-        let at = RING + USED_ELEMENT * self.size();
-        self.used_u16(at).store(index.to_le(), Ordering::Relaxed);
-    }
-
-    /// Orders all stores before it against all loads after it, which nothing weaker does (store buffers).
-    pub(crate) fn full_fence() {
+    /// Whether the driver wants to hear of what was published (virtio 1.4, 2.7.7).
+    pub(crate) fn needs_notification(&mut self) -> bool {
+        let new = self.next_used;
+        let old = self.signalled_used.replace(new);
+        if old == Some(new) {
+            return false;
+        }
+        // The used index was stored; used_event or the flags are loaded. The driver does the converse:
+        // it stores those, fences, and loads the used index. With both fences at least one sees the
+        // other's store; without, both could read the old value and the driver would wait for ever.
         fence(Ordering::SeqCst);
+        if self.event_idx {
+            let event = self.rings.used_event();
+            old.is_none_or(|old| need_event(event, new, old))
+        } else {
+            !self.rings.no_interrupt()
+        }
     }
 
-    /// Marks dirty what [`write_used`](Self::write_used) and [`set_used_idx`](Self::set_used_idx) have
-    /// written for `count` elements from `index` on.
-    pub(crate) fn mark_used<G: GuestMemory>(&self, map: &G, index: u16, count: u16) {
-        let first = usize::from(index & self.mask);
-        let count = usize::from(count).min(self.size());
-        let before_wrap = count.min(self.size() - first);
-        self.mark(map, FLAGS, RING);
-        self.mark(map, RING + USED_ELEMENT * first, USED_ELEMENT * before_wrap);
-        self.mark(map, RING, USED_ELEMENT * (count - before_wrap));
+    pub(crate) fn disable_notifications<G: GuestMemory>(&mut self, map: &G) {
+        // With an event index there is nothing to write: the last event is passed, and no entry
+        // passes it again for 2^16 more.
+        if !self.event_idx {
+            self.rings.set_no_notify(true);
+            self.rings.mark_suppression(map);
+        }
     }
 
-    /// Marks dirty what [`set_no_notify`](Self::set_no_notify) and
-    /// [`set_avail_event`](Self::set_avail_event) have written.
-    pub(crate) fn mark_suppression<G: GuestMemory>(&self, map: &G) {
-        self.mark(map, FLAGS, RING);
-        self.mark(map, RING + USED_ELEMENT * self.size(), 2);
+    pub(crate) fn enable_notifications<G: GuestMemory>(
+        &mut self,
+        map: &G,
+    ) -> Result<bool, QueueError> {
+        if self.event_idx {
+            self.rings.set_avail_event(self.next_avail);
+        } else {
+            self.rings.set_no_notify(false);
+        }
+        self.rings.mark_suppression(map);
+        // avail_event or the flags were stored; the available index is loaded. The driver stores the
+        // index, fences, and loads those: at least one of the two sees the other's store.
+        fence(Ordering::SeqCst);
+        self.look()
     }
 
-    fn mark<G: GuestMemory>(&self, map: &G, offset: usize, len: usize) {
-        // The ring lies in guest memory, so its addresses do not overflow.
-        mark_dirty(map, GuestAddress(self.used_address.0 + offset as u64), len);
+    pub(crate) fn state(&self) -> QueueState {
+        QueueState {
+            next_avail: self.next_avail,
+            next_used: self.next_used,
+        }
     }
 
-    fn size(&self) -> usize {
-        usize::from(self.mask) + 1
+    /// The position of the chain that is popped next: the index of its entry.
+    #[inline]
+    pub(crate) fn next_position(&self) -> u16 {
+        self.next_avail
     }
 
-    fn avail_u16(&self, offset: usize) -> &AtomicU16 {
-        debug_assert!(offset.is_multiple_of(2) && offset <= RING + AVAIL_ENTRY * self.size());
-        // SAFETY: callers' offsets are those of the layout, with masked slots: inside of the ring.
-        let at = unsafe { self.avail.add(offset) }.cast_mut().cast();
-        // SAFETY: aligned to 2 as checked at `new`, mapped while the queue lives, and only ever
-        // accessed atomically by this process.
-        unsafe { AtomicU16::from_ptr(at) }
+    pub(crate) fn staged(&self) -> u16 {
+        self.staged
     }
 
-    fn used_u16(&self, offset: usize) -> &AtomicU16 {
-        debug_assert!(offset.is_multiple_of(2) && offset <= RING + USED_ELEMENT * self.size());
-        // SAFETY: as in `avail_u16`.
-        let at = unsafe { self.used.add(offset) }.cast();
-        // SAFETY: as in `avail_u16`.
-        unsafe { AtomicU16::from_ptr(at) }
-    }
-
-    fn used_u32(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset.is_multiple_of(4) && offset < RING + USED_ELEMENT * self.size());
-        // SAFETY: as in `avail_u16`.
-        let at = unsafe { self.used.add(offset) }.cast();
-        // SAFETY: as in `avail_u16`; aligned to 4, which the used ring is.
-        unsafe { AtomicU32::from_ptr(at) }
+    /// Loads the driver's index. Whether there is something to take.
+    fn look(&mut self) -> Result<bool, QueueError> {
+        let index = self.rings.avail_idx();
+        if index.wrapping_sub(self.next_avail) > self.size {
+            return Err(QueueError::AvailIndex {
+                from: self.next_avail,
+                to: index,
+                size: self.size,
+            });
+        }
+        self.seen_avail = index;
+        Ok(index != self.next_avail)
     }
 }
 
-const NO_INTERRUPT: u16 = virtio::virtq::AvailF::NO_INTERRUPT.bits().to_ne();
-const NO_NOTIFY: u16 = virtio::virtq::UsedF::NO_NOTIFY.bits().to_ne();
+/// Follows the descriptors of `chain`'s head (virtio 1.4, 2.7.5). A chain may begin with descriptors
+/// of the ring's table and end with one that refers to an indirect table (2.7.5.3.2).
+#[inline]
+fn walk<M: QueueMemory>(
+    rings: &SplitRings,
+    size: u16,
+    indirect: bool,
+    map: &M::M,
+    translation: &mut crate::memory::Translation,
+    chain: &mut Chain<M>,
+) -> Result<(), QueueError> {
+    let head = chain.head();
+    let mut table: Option<Table<'_, M::M>> = None;
+    let mut entries = u32::from(size);
+    let mut index = head;
+    let mut steps = 0;
+    loop {
+        // The table has this many descriptors, so a longer way through it is a loop. (Of one in a huge
+        // indirect table each turn adds a segment, of which there can be `MAX_SEGMENTS`.)
+        if steps == entries {
+            return Err(QueueError::TooLong(head));
+        }
+        steps += 1;
+        let descriptor: Raw = match &table {
+            None => rings.descriptor(index),
+            Some(table) => table.entry(index.into())?,
+        };
+        let flags = descriptor.third();
+        if flags & INDIRECT != 0 {
+            if table.is_some() {
+                return Err(QueueError::IndirectNested);
+            } else if !indirect {
+                return Err(QueueError::IndirectNotNegotiated);
+            } else if flags & NEXT != 0 {
+                return Err(QueueError::IndirectNext);
+            }
+            let found = Table::new(map, translation, descriptor.address, descriptor.len())?;
+            entries = found.entries();
+            table = Some(found);
+            index = 0;
+            steps = 0;
+            continue;
+        }
+        chain.add(
+            map,
+            translation,
+            descriptor.address,
+            descriptor.len(),
+            flags & WRITE != 0,
+        )?;
+        if flags & NEXT == 0 {
+            return Ok(());
+        }
+        index = descriptor.fourth();
+        if u32::from(index) >= entries {
+            return Err(QueueError::Next {
+                next: index,
+                entries,
+            });
+        }
+    }
+}
+
+/// What `virtio_queue` knows of a legal set-up: the size, and the rings' alignment.
+fn check_set_up(config: &QueueConfig) -> Result<(), QueueError> {
+    let bad_size = |_| QueueError::Size {
+        size: config.size,
+        max_size: config.max_size,
+    };
+    let unaligned = |ring, address| move |_| QueueError::Alignment { ring, address };
+    let mut queue = virtio_queue::Queue::new(config.max_size).map_err(bad_size)?;
+    queue.try_set_size(config.size).map_err(bad_size)?;
+    queue
+        .try_set_desc_table_address(GuestAddress(config.desc))
+        .map_err(unaligned("descriptor", config.desc))?;
+    queue
+        .try_set_avail_ring_address(GuestAddress(config.driver))
+        .map_err(unaligned("available", config.driver))?;
+    queue
+        .try_set_used_ring_address(GuestAddress(config.device))
+        .map_err(unaligned("used", config.device))
+}
+
+const NEXT: u16 = DescF::NEXT.bits().to_ne();
+const WRITE: u16 = DescF::WRITE.bits().to_ne();
+const INDIRECT: u16 = DescF::INDIRECT.bits().to_ne();

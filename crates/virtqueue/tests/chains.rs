@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use virtio::F;
-use virtqueue::mock::{Buffer, Descriptor, INDIRECT, NEXT, SplitDriver, WRITE};
+use virtqueue::mock::{Buffer, Descriptor, Driver, INDIRECT, NEXT, SplitDriver, WRITE};
 use virtqueue::{Chain, MAX_SEGMENTS, QueueConfig, QueueError, QueueState, VirtQueue};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{
@@ -33,10 +33,23 @@ fn features() -> F {
     F::VERSION_1 | F::INDIRECT_DESC
 }
 
+/// Split and packed, with indirect descriptors.
+fn formats() -> [F; 2] {
+    [features(), features() | F::RING_PACKED]
+}
+
 fn queue(size: u16, features: F) -> (SplitDriver<Memory>, VirtQueue<Memory>) {
+    match queue_of(size, features) {
+        (Driver::Split(driver), queue) => (driver, queue),
+        (Driver::Packed(driver), _) => panic!("{driver:?}"),
+    }
+}
+
+fn queue_of(size: u16, features: F) -> (Driver<Memory>, VirtQueue<Memory>) {
     let memory = memory();
-    let driver = SplitDriver::new(memory.clone(), RINGS, size, features);
-    let queue = VirtQueue::new(&driver.config(), QueueState::default(), features, memory).unwrap();
+    let driver = Driver::new(memory.clone(), RINGS, size, features);
+    let state = QueueState::initial(features);
+    let queue = VirtQueue::new(&driver.config(), state, features, memory).unwrap();
     (driver, queue)
 }
 
@@ -60,23 +73,30 @@ fn a_chain_has_the_buffers_that_the_driver_gave_it_direct_or_indirect() {
         Buffer::readable(DATA + 0x100, 1),
         Buffer::writable(DATA + 0x200, 0x1000),
     ];
-    let (mut driver, mut queue) = queue(8, features());
-    let heads = [driver.add(&buffers), driver.add_indirect(TABLE, &buffers)];
-    let mut chain = Chain::new();
-    for head in heads {
-        assert!(queue.pop(&mut chain).unwrap());
-        assert_eq!(chain.head(), head);
-        assert_eq!(
-            lens(&chain),
-            (
-                vec![(DATA, 12), (DATA + 0x100, 1)],
-                vec![(DATA + 0x200, 0x1000)]
-            )
-        );
-        assert_eq!((chain.readable_len(), chain.writable_len()), (13, 0x1000));
+    // The second table is neither aligned nor in one piece.
+    for (features, table) in formats()
+        .into_iter()
+        .flat_map(|f| [(f, TABLE), (f, DATA - 0x14)])
+    {
+        let (mut driver, mut queue) = queue_of(8, features);
+        let heads = [driver.add(&buffers), driver.add_indirect(table, &buffers)];
+        let mut chain = Chain::new();
+        for (position, head) in (0..).zip(heads) {
+            assert_eq!(queue.next_position(), position);
+            assert!(queue.pop(&mut chain).unwrap());
+            assert_eq!((chain.head(), chain.position()), (head, position));
+            assert_eq!(
+                lens(&chain),
+                (
+                    vec![(DATA, 12), (DATA + 0x100, 1)],
+                    vec![(DATA + 0x200, 0x1000)]
+                )
+            );
+            assert_eq!((chain.readable_len(), chain.writable_len()), (13, 0x1000));
+        }
+        assert!(!queue.pop(&mut chain).unwrap());
+        assert_eq!(queue.in_flight(), 2);
     }
-    assert!(!queue.pop(&mut chain).unwrap());
-    assert_eq!(queue.in_flight(), 2);
 }
 
 #[test]
@@ -100,14 +120,20 @@ fn direct_descriptors_may_come_before_an_indirect_one_whose_write_flag_is_ignore
 
 #[test]
 fn a_buffer_across_two_regions_is_two_segments() {
-    let (mut driver, mut queue) = queue(8, features());
+    for features in formats() {
+        check_two_regions(queue_of(8, features));
+    }
+}
+
+fn check_two_regions((mut driver, mut queue): (Driver<Memory>, VirtQueue<Memory>)) {
     driver.add(&[Buffer::writable(DATA - 0x10, 0x30)]);
     let mut chain = Chain::new();
     assert!(queue.pop(&mut chain).unwrap());
     assert_eq!(lens(&chain).1, [(DATA - 0x10, 0x10), (DATA, 0x20)]);
     assert_eq!(chain.write(0xe, b"abcd"), 4);
     let mut seen = [0; 4];
-    memory_of(&driver)
+    driver
+        .memory()
         .read_slice(&mut seen, GuestAddress(DATA - 2))
         .unwrap();
     assert_eq!(&seen, b"abcd");
@@ -125,10 +151,6 @@ fn a_buffer_across_two_regions_is_two_segments() {
         assert_eq!(&back[..len], expected, "{offset:#x}");
     }
     assert_eq!(chain.read(0, &mut seen), 0, "nothing to read");
-}
-
-fn memory_of(driver: &SplitDriver<Memory>) -> Memory {
-    driver.memory().clone()
 }
 
 /// A mistake, the descriptors that make it (index, descriptor; an index from 100 on is of the indirect
@@ -347,12 +369,20 @@ fn the_available_index_may_be_ahead_by_the_size_and_no_more_also_around_the_wrap
 
 #[test]
 fn a_chain_in_one_direction_has_at_most_the_segments_that_one_call_takes() {
-    for (count, good) in [(MAX_SEGMENTS, true), (MAX_SEGMENTS + 1, false)] {
-        let (mut driver, mut queue) = queue(8, features());
-        let buffers = vec![Buffer::readable(DATA, 1); count];
-        driver.add_indirect(TABLE, &buffers);
-        let popped = queue.pop(&mut Chain::new());
-        assert_eq!(popped.is_ok(), good, "{count}: {popped:?}");
+    let counts = [(MAX_SEGMENTS, true), (MAX_SEGMENTS + 1, false)];
+    for (features, (count, good)) in formats().into_iter().flat_map(|f| counts.map(|c| (f, c))) {
+        // In a table, and in a ring of more entries than that.
+        for size in [8, 2048] {
+            let (mut driver, mut queue) = queue_of(size, features);
+            let buffers = vec![Buffer::readable(DATA, 1); count];
+            if size == 8 {
+                driver.add_indirect(TABLE, &buffers);
+            } else {
+                driver.add(&buffers);
+            }
+            let popped = queue.pop(&mut Chain::new());
+            assert_eq!(popped.is_ok(), good, "{count}: {popped:?}");
+        }
     }
 }
 
@@ -449,8 +479,6 @@ fn set_up_that_cannot_work_is_refused() {
         let error = new(&config, QueueState::default(), features()).unwrap_err();
         assert!(expected(&error), "{config:?}: {error}");
     }
-    let error = new(&good, QueueState::default(), F::RING_PACKED).unwrap_err();
-    assert!(matches!(error, QueueError::Unsupported(_)));
     let ahead = QueueState {
         next_avail: 9,
         next_used: 0,
@@ -494,38 +522,58 @@ fn dirty_pages(region: &GuestRegionMmap<AtomicBitmap>) -> BTreeSet<usize> {
 
 #[test]
 fn what_is_written_into_a_chain_and_the_rings_is_marked_dirty_and_nothing_else() {
-    let memory: Arc<GuestMemoryMmap<AtomicBitmap>> =
-        Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap());
-    let mut driver = SplitDriver::new(memory.clone(), RINGS, 8, F::VERSION_1);
-    driver.add(&[
-        Buffer::readable(0x2_0000, 0x1000),
-        Buffer::writable(0x3_0800, 0x3000),
-    ]);
-    let region = memory.find_region(GuestAddress(0)).unwrap();
-    let before = dirty_pages(region);
-    // The driver of this test writes through the same map, so the used ring gets a page of its own.
-    let config = QueueConfig {
-        device: 0x2000,
-        ..driver.config()
-    };
-    let mut queue =
-        VirtQueue::new(&config, QueueState::default(), F::VERSION_1, memory.clone()).unwrap();
-    let mut chain = Chain::new();
-    assert!(queue.pop(&mut chain).unwrap());
-    let dirty = || -> Vec<usize> { (&dirty_pages(region) - &before).into_iter().collect() };
-    assert_eq!(dirty(), [0_usize; 0], "taking writes nothing");
-    assert_eq!(chain.write(0, b"x"), 1);
-    assert_eq!(dirty(), [0x30]);
-    // As if the kernel had written 0x900 bytes: up to 0x3_10ff.
-    chain.mark_written(0x900);
-    assert_eq!(dirty(), [0x30, 0x31]);
-    queue.push_used(chain.head(), 0x900).unwrap();
-    queue.publish();
-    assert_eq!(dirty(), [2, 0x30, 0x31]);
+    for features in formats() {
+        let memory: Arc<GuestMemoryMmap<AtomicBitmap>> =
+            Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap());
+        // The driver of this test writes through the same map. What the device writes of a split ring gets a
+        // page of its own; of a packed ring, that is the device's event suppression.
+        let mut driver = Driver::new(memory.clone(), RINGS, 8, features);
+        let config = QueueConfig {
+            device: 0x2000,
+            ..driver.config()
+        };
+        let ring_page = if features.contains(F::RING_PACKED) {
+            0
+        } else {
+            2
+        };
+        driver.add(&[
+            Buffer::readable(0x2_0000, 0x1000),
+            Buffer::writable(0x3_0800, 0x3000),
+        ]);
+        let region = memory.find_region(GuestAddress(0)).unwrap();
+        (**region).bitmap().reset();
+        let dirty = || -> Vec<usize> { dirty_pages(region).into_iter().collect() };
+        let state = QueueState::initial(features);
+        let mut queue = VirtQueue::new(&config, state, features, memory.clone()).unwrap();
+        let mut chain = Chain::new();
+        assert!(queue.pop(&mut chain).unwrap());
+        assert_eq!(dirty(), [0_usize; 0], "taking writes nothing");
+        assert_eq!(chain.write(0, b"x"), 1);
+        assert_eq!(dirty(), [0x30]);
+        // As if the kernel had written 0x900 bytes: up to 0x3_10ff.
+        chain.mark_written(0x900);
+        assert_eq!(dirty(), [0x30, 0x31]);
+        queue.push_used(chain.head(), 0x900).unwrap();
+        queue.publish();
+        assert_eq!(dirty(), [ring_page, 0x30, 0x31]);
+        (**region).bitmap().reset();
+        queue.disable_notifications();
+        assert_eq!(dirty(), [2]);
+        (**region).bitmap().reset();
+        assert!(!queue.enable_notifications().unwrap());
+        assert_eq!(dirty(), [2]);
+    }
 }
 
 #[test]
 fn a_chain_keeps_the_memory_that_it_points_into_while_the_map_changes() {
+    for features in formats() {
+        check_map_change(features);
+    }
+}
+
+fn check_map_change(features: F) {
     let region = |start, len| {
         let region = vm_memory::MmapRegion::<()>::new(len).unwrap();
         GuestRegionMmap::new(region, GuestAddress(start)).unwrap()
@@ -533,14 +581,9 @@ fn a_chain_keeps_the_memory_that_it_points_into_while_the_map_changes() {
     let first = GuestMemoryMmap::from_regions(vec![region(0, 0x1_0000), region(DATA, 0x1000)]);
     let first = first.unwrap();
     let memory = GuestMemoryAtomic::new(first.clone());
-    let mut driver = SplitDriver::new(memory.clone(), RINGS, 8, F::VERSION_1);
-    let mut queue = VirtQueue::new(
-        &driver.config(),
-        QueueState::default(),
-        F::VERSION_1,
-        memory.clone(),
-    )
-    .unwrap();
+    let mut driver = Driver::new(memory.clone(), RINGS, 8, features);
+    let state = QueueState::initial(features);
+    let mut queue = VirtQueue::new(&driver.config(), state, features, memory.clone()).unwrap();
     driver.add(&[Buffer::writable(DATA, 0x1000)]);
     let mut chain = Chain::new();
     assert!(queue.pop(&mut chain).unwrap());
