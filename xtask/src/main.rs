@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `layers` | checks that the arrows between crates point downwards: [`layers`] |
 //! | `fuzz` | runs each fuzz target for some seconds: [`fuzz`] |
+//! | `lines` | checks how long files are, and what in them can panic: [`lines`] |
 //! | `guest` | boots stock Linux under the example VMM and tries the NIC from inside: [`guest`] |
 
 mod fuzz;
 mod guest;
 mod layers;
+mod lines;
 
 use std::process::ExitCode;
 
@@ -17,13 +19,8 @@ fn main() -> ExitCode {
     match args.next().as_deref() {
         Some("fuzz") => fuzz::main(args.collect()),
         Some("guest") => guest::main(args.collect()),
-        Some("layers") => match layers::check() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("xtask layers: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+        Some("layers") => answer("layers", layers::check()),
+        Some("lines") => answer("lines", lines::check()),
         Some("help" | "-h" | "--help") => {
             print!("{HELP}");
             ExitCode::SUCCESS
@@ -39,11 +36,22 @@ fn main() -> ExitCode {
     }
 }
 
+fn answer(chore: &str, checked: anyhow::Result<()>) -> ExitCode {
+    match checked {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask {chore}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 const HELP: &str = "\
 usage: cargo xtask CHORE ...
 
 chores:
   layers   check that no crate depends on one of its own level or above
+  lines    check that no file is too long, and that almost nothing can panic
   fuzz     run each fuzz target for some seconds (cargo xtask fuzz --help)
   guest    boot stock Linux under the example VMM and try the NIC from inside
            (cargo xtask guest --help)
