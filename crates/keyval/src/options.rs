@@ -133,6 +133,14 @@ impl Options {
             .collect()
     }
 
+    /// Takes the key that was written first of those that are left, as [`take`](Self::take) does, for a consumer
+    /// that takes whatever there is.
+    pub fn take_next(&mut self) -> Option<(String, String)> {
+        let key = self.pairs.first()?.0.clone();
+        let value = self.take(&key)?;
+        Some((key, value))
+    }
+
     /// As [`take`](Self::take), for an option that must be given.
     ///
     /// # Errors
@@ -248,18 +256,13 @@ impl Options {
         })
     }
 
-    /// Takes every value of `key`, judges each, and keeps the last: an early bad value is an error
-    /// too.
+    /// Takes every value of `key`, and judges the last: what it takes the place of does not count.
     fn take_as<T>(
         &mut self,
         key: &str,
         read: impl Fn(&str) -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
-        let mut last = None;
-        for text in self.take_all(key) {
-            last = Some(read(&text)?);
-        }
-        Ok(last)
+        self.take(key).as_deref().map(read).transpose()
     }
 }
 

@@ -94,12 +94,26 @@ fn the_last_value_counts_but_the_first_id() {
 }
 
 #[test]
-fn a_bad_value_is_an_error_even_when_a_good_one_follows() {
-    let mut options = Options::parse("mq=maybe,mq=on", None);
-    assert_eq!(
-        options.take_bool("mq"),
-        Err(Error::NotABool("mq".to_owned()))
-    );
+fn only_the_value_that_counts_is_judged() {
+    let refused = Err(Error::NotABool("mq".to_owned()));
+    for (text, expected) in [
+        ("mq=maybe,mq=on", Ok(Some(true))),
+        ("mq=on,mq=maybe", refused),
+    ] {
+        let mut options = Options::parse(text, None);
+        assert_eq!(options.take_bool("mq"), expected, "{text}");
+        assert!(options.is_empty(), "{text}");
+    }
+}
+
+#[test]
+fn whatever_there_is_can_be_taken_key_by_key() {
+    let mut options = Options::parse("b=1,a=2,b=3,=4", None);
+    let pair = |key: &str, value: &str| Some((key.to_owned(), value.to_owned()));
+    assert_eq!(options.take_next(), pair("b", "3"));
+    assert_eq!(options.take_next(), pair("a", "2"));
+    assert_eq!(options.take_next(), pair("", "4"));
+    assert_eq!(options.take_next(), None);
 }
 
 #[test]

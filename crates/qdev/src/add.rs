@@ -41,8 +41,8 @@ impl Machine {
         self.adopt(&device, id.as_deref())?;
         undo.push(|| device.unparent());
         DeviceState::of(&device)?.set_id(id.as_deref());
-        for (name, text) in options.iter() {
-            set_text(&device, name, text)?;
+        while let Some((name, text)) = options.take_next() {
+            set_text(&device, &name, &text)?;
         }
         self.realize(&device, bus.as_ref())?;
         undo.disarm();

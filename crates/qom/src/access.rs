@@ -121,7 +121,10 @@ impl Object {
             })?;
         let mut state = lock(&self.state);
         Self::thawed(state.frozen.as_ref(), info, self.type_name())?;
-        state.values.insert(info.name, value);
+        // What is not built stands still: the value says what is so anyway.
+        if info.unbuilt.is_none() {
+            state.values.insert(info.name, value);
+        }
         Ok(())
     }
 

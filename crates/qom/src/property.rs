@@ -218,13 +218,21 @@ pub type Check = fn(&Value) -> Result<(), String>;
 /// name, rather than taken and ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unbuilt {
-    /// The property has no value, and takes none.
+    /// The property has no value, and takes none; the empty text says so too.
     NoValue,
     /// The property has this value, whatever its default, and takes no other.
     Only(&'static Value),
 }
 
 impl Unbuilt {
+    /// Whether the value says what is so anyway.
+    fn admits(self, value: &Value) -> bool {
+        match self {
+            Self::NoValue => matches!(value, Value::Str(text) if text.is_empty()),
+            Self::Only(only) => only == value,
+        }
+    }
+
     /// Why another value is refused, as the end of a sentence.
     fn refusal(self) -> String {
         let only = match self {
@@ -413,7 +421,7 @@ impl PropertyInfo {
     /// Judges a value of the right kind; the error is the end of a sentence.
     pub(crate) fn judge(&self, value: &Value) -> Result<(), String> {
         if let Some(unbuilt) = self.unbuilt
-            && !matches!(unbuilt, Unbuilt::Only(only) if only == value)
+            && !unbuilt.admits(value)
         {
             return Err(unbuilt.refusal());
         }

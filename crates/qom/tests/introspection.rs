@@ -53,6 +53,7 @@ fn what_is_not_built_stands_still_whatever_its_default() -> Result<(), Error> {
             Value::Int(7),
             refused("index' is not supported with any value but '-1'"),
         ),
+        ("romfile", None, Value::from(""), Ok(())),
         (
             "romfile",
             None,

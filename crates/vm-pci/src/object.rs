@@ -57,6 +57,7 @@ const ADDRESS: CustomKind = CustomKind {
     parse: |text| {
         let (device, function) = text.split_once('.').unwrap_or((text, "0"));
         let number = |digits: &str| {
+            let digits = digits.strip_prefix("0x").unwrap_or(digits);
             (digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
                 .then(|| u8::from_str_radix(digits, 16).ok())
                 .flatten()

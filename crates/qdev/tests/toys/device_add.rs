@@ -27,6 +27,19 @@ fn properties_are_read_from_the_text() -> Result<(), Error> {
 }
 
 #[test]
+fn of_a_property_given_twice_the_last_value_counts_alone() -> Result<(), Error> {
+    let toys = Toys::new()?;
+    let toy = toys.add("toy,size=x,mq=on,size=0x400,mq=off,driver=toy")?;
+    let model = toy.child("backend").ok_or(Error::other("no backend"))?;
+    assert_eq!(model.get::<u16>("size")?, 1024);
+    assert!(!model.get::<bool>("mq")?);
+
+    let error = toys.add("toy,size=1024,size=x").unwrap_err();
+    assert_eq!(error.to_string(), "Parameter 'size' expects integer");
+    Ok(())
+}
+
+#[test]
 fn each_refusal_has_qemus_words() -> Result<(), Error> {
     let toys = Toys::new()?;
     toys.add("toy,id=a")?;

@@ -101,7 +101,14 @@ fn the_driver_finds_the_mac_that_was_given_and_qemus_where_none_was() {
 #[test]
 fn addr_says_where_the_function_goes() {
     // (addr, device, function)
-    let table = [("5", 5, 0), ("06.0", 6, 0), ("1f.7", 31, 7), ("0x", 0, 0)];
+    let table = [
+        ("5", 5, 0),
+        ("06.0", 6, 0),
+        ("1f.7", 31, 7),
+        ("0x1f.0x7", 31, 7),
+        ("0x", 0, 0),
+        ("0x0x5", 0, 0),
+    ];
     for (addr, device, function) in table {
         let rig = Rig::new();
         let added = rig.device(&format!("virtio-net-pci,addr={addr}"));

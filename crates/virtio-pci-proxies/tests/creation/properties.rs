@@ -138,7 +138,6 @@ fn what_is_not_built_is_refused_by_name() {
     let none = "is not supported";
     let table = [
         ("packed=on", "virtio-net-device", off),
-        ("rss=on", "virtio-net-device", off),
         ("iommu_platform=on", "virtio-net-device", off),
         ("in_order=on", "virtio-net-device", off),
         (
@@ -178,7 +177,7 @@ fn what_is_not_built_is_refused_by_name() {
 fn values_that_are_what_the_device_does_anyway_are_taken() {
     let rig = Rig::new();
     let device = "virtio-net-pci,packed=off,iommu_platform=off,disable-legacy=on,disable-modern=off,tx=bh,\
-                  page-per-vq=off,ioeventfd=on,vectors=4294967295,any_layout=on";
+                  page-per-vq=off,ioeventfd=on,vectors=4294967295,any_layout=on,romfile=,rombar=0";
     rig.device(device).unwrap();
     let device = "virtio-net-pci,disable-legacy=auto";
     rig.device(device).unwrap();
