@@ -7,7 +7,7 @@ use virtio_bus::GuestNotifier;
 use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 
 use crate::header::{FLAGS, GSO_TYPE, MAX_HEADER, NUM_BUFFERS};
-use crate::lend::lend_from;
+use crate::lend::{lend_from, write_start};
 use crate::pair::Layout;
 use crate::statistics::RxStatistics;
 
@@ -19,12 +19,12 @@ pub(crate) struct Buffers<M: QueueMemory> {
     /// Popped, checked and not used yet, in the order in which they were made available.
     pub(crate) ready: Chains<M>,
     /// Chains with no buffers, for the next ones.
-    spare: Vec<Chain<M>>,
+    spare: Vec<Box<Chain<M>>>,
 }
 
 /// Chains in order, with the sum of their room.
 pub(crate) struct Chains<M: QueueMemory> {
-    pub(crate) list: VecDeque<Chain<M>>,
+    pub(crate) list: VecDeque<Box<Chain<M>>>,
     pub(crate) len: usize,
 }
 
@@ -69,39 +69,44 @@ impl<M: QueueMemory> Buffers<M> {
         Ok(())
     }
 
-    /// Fills `iov` with what is ready, behind the room for the header where the source has none. Returns the
-    /// guest bytes up to the end of it.
-    pub(crate) fn lend(&self, iov: &mut Vec<IoVec>) -> usize {
+    /// Fills `iov` with what is ready, as far as it takes to have room for `want` bytes, behind the room for the
+    /// header where the source has none. Returns the guest bytes up to the end of it.
+    #[inline]
+    pub(crate) fn lend(&self, iov: &mut Vec<IoVec>, want: usize) -> usize {
         let mut skip = self.layout.header_len - self.layout.host_header_len;
         let mut room = 0;
         iov.clear();
-        let chains = if self.mergeable { usize::MAX } else { 1 };
-        for segment in self
-            .ready
-            .list
-            .iter()
-            .take(chains)
-            .flat_map(Chain::writable)
-        {
-            // One is left for the overflow.
-            if iov.len() + 1 >= MAX_SEGMENTS {
-                break;
+        for chain in &self.ready.list {
+            for segment in chain.writable() {
+                // One is left for the overflow.
+                if iov.len() + 1 >= MAX_SEGMENTS {
+                    return room;
+                }
+                room += segment.len();
+                let here = skip.min(segment.len());
+                skip -= here;
+                if here < segment.len() {
+                    iov.push(lend_from(segment, here));
+                }
             }
-            room += segment.len();
-            let here = skip.min(segment.len());
-            skip -= here;
-            if here < segment.len() {
-                iov.push(lend_from(segment, here));
+            if room >= want || !self.mergeable {
+                break;
             }
         }
         room
     }
 
     /// [`deliver`](Self::deliver)s a frame that lies in what is ready.
+    #[inline]
     pub(crate) fn deliver_ready(&mut self, guest_len: usize, statistics: &mut RxStatistics) {
-        let mut chains = std::mem::replace(&mut self.ready, Chains::new());
-        self.deliver(&mut chains, guest_len, statistics);
-        self.ready = chains;
+        let Self {
+            queue,
+            layout,
+            ready,
+            spare,
+            ..
+        } = self;
+        deliver(queue, layout, spare, ready, guest_len, statistics);
     }
 
     /// Gives the driver a frame that lies in the first `guest_len` bytes of `chains`, header included.
@@ -111,67 +116,17 @@ impl<M: QueueMemory> Buffers<M> {
         guest_len: usize,
         statistics: &mut RxStatistics,
     ) {
-        let Layout {
-            header_len,
-            host_header_len,
-            little_endian,
-            guest_csum,
-            guest_gso,
-        } = self.layout;
-        let mut left = guest_len;
-        let mut buffers = 0_u16;
-        for chain in &chains.list {
-            if left == 0 {
-                break;
-            }
-            left = left.saturating_sub(chain.writable_len());
-            // A queue has at most 2^15 chains.
-            buffers += 1;
-        }
-        if let Some(first) = chains.list.front() {
-            if host_header_len == 0 {
-                let zeroes = [0; MAX_HEADER];
-                first.write(0, zeroes.get(..header_len).unwrap_or_default());
-            } else {
-                // The peer was told what the driver copes with; here it is seen to (virtio 1.4, 5.1.6.4.1).
-                // `VIRTIO_NET_HDR_GSO_NONE` is 0.
-                if !guest_csum {
-                    first.write(FLAGS, &[0]);
-                }
-                if !guest_gso {
-                    first.write(GSO_TYPE, &[0]);
-                }
-            }
-            if header_len > NUM_BUFFERS {
-                // With VERSION_1 it is 1 where frames are not merged (virtio 1.4, 5.1.6.3.2).
-                let bytes = if little_endian {
-                    buffers.to_le_bytes()
-                } else {
-                    buffers.to_ne_bytes()
-                };
-                first.write(NUM_BUFFERS, &bytes);
-            }
-        }
-        let mut left = guest_len;
-        for _ in 0..buffers {
-            let Some(chain) = chains.pop_front() else {
-                break;
-            };
-            let part = left.min(chain.writable_len());
-            left -= part;
-            chain.mark_written(part);
-            self.use_chain(chain, part);
-        }
-        statistics.frames += 1;
-        statistics.bytes += guest_len.saturating_sub(header_len) as u64;
-        statistics.buffers += u64::from(buffers);
+        let Self {
+            queue,
+            layout,
+            spare,
+            ..
+        } = self;
+        deliver(queue, layout, spare, chains, guest_len, statistics);
     }
 
-    fn use_chain(&mut self, chain: Chain<M>, len: usize) {
-        // A frame is shorter than 2^32 bytes; where it were not, less is claimed than was written.
-        let len = u32::try_from(len).unwrap_or(u32::MAX);
-        let pushed = self.queue.push_used(chain.head(), len);
-        debug_assert!(pushed.is_ok(), "{pushed:?}");
+    fn use_chain(&mut self, chain: Box<Chain<M>>, len: usize) {
+        push_used(&mut self.queue, &chain, len);
         self.spare.push(chain);
     }
 
@@ -189,7 +144,7 @@ impl<M: QueueMemory> Buffers<M> {
 
     /// Gives back what is ready: to the available ring as long as it is the newest there, else used and empty.
     pub(crate) fn give_back(&mut self) {
-        let end = self.queue.state().next_avail;
+        let end = self.queue.next_position();
         let list = self.ready.list.make_contiguous();
         list.sort_by_key(|chain| end.wrapping_sub(chain.position()));
         while let Some(mut chain) = self.ready.pop_front() {
@@ -222,6 +177,94 @@ impl<M: QueueMemory> Buffers<M> {
     }
 }
 
+/// Completes the header of a frame that lies in `chains`, and puts these on the used ring.
+#[inline]
+fn deliver<M: QueueMemory>(
+    queue: &mut VirtQueue<M>,
+    layout: &Layout,
+    spare: &mut Vec<Box<Chain<M>>>,
+    chains: &mut Chains<M>,
+    guest_len: usize,
+    statistics: &mut RxStatistics,
+) {
+    let mut left = guest_len;
+    let mut buffers = 0_u16;
+    for chain in &chains.list {
+        if left == 0 {
+            break;
+        }
+        left = left.saturating_sub(chain.writable_len());
+        // A queue has at most 2^15 chains.
+        buffers += 1;
+    }
+    if let Some(first) = chains.list.front() {
+        complete_header(layout, first, buffers);
+    }
+    let mut left = guest_len;
+    for _ in 0..buffers {
+        let Some(chain) = chains.pop_front() else {
+            break;
+        };
+        let part = left.min(chain.writable_len());
+        left -= part;
+        chain.mark_written(part);
+        push_used(queue, &chain, part);
+        spare.push(chain);
+    }
+    statistics.frames += 1;
+    statistics.bytes += guest_len.saturating_sub(layout.header_len) as u64;
+    statistics.buffers += u64::from(buffers);
+}
+
+/// Writes what of the header is the device's.
+#[inline]
+fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u16) {
+    let Layout {
+        header_len,
+        host_header_len,
+        little_endian,
+        guest_csum,
+        guest_gso,
+        ..
+    } = *layout;
+    let write = |offset, bytes: &[u8]| {
+        // Marked dirty with the frame.
+        if !write_start(first.writable(), offset, bytes) {
+            first.write(offset, bytes);
+        }
+    };
+    if host_header_len == 0 {
+        let zeroes = [0; MAX_HEADER];
+        // What is behind is there already.
+        write(0, zeroes.get(..header_len).unwrap_or_default());
+    } else {
+        // The peer was told what the driver copes with; here it is seen to (virtio 1.4, 5.1.6.4.1).
+        // `VIRTIO_NET_HDR_GSO_NONE` is 0.
+        if !guest_csum {
+            write(FLAGS, &[0]);
+        }
+        if !guest_gso {
+            write(GSO_TYPE, &[0]);
+        }
+    }
+    if header_len > NUM_BUFFERS {
+        // With VERSION_1 it is 1 where frames are not merged (virtio 1.4, 5.1.6.3.2).
+        let bytes = if little_endian {
+            buffers.to_le_bytes()
+        } else {
+            buffers.to_ne_bytes()
+        };
+        write(NUM_BUFFERS, &bytes);
+    }
+}
+
+fn push_used<M: QueueMemory>(queue: &mut VirtQueue<M>, chain: &Chain<M>, len: usize) {
+    // A frame is shorter than 2^32 bytes; where it were not, less is claimed than was written.
+    let len = u32::try_from(len).unwrap_or(u32::MAX);
+    let pushed = queue.push_used(chain.head(), len);
+    debug_assert!(pushed.is_ok(), "{pushed:?}");
+}
+
 impl<M: QueueMemory> Chains<M> {
     pub(crate) fn new() -> Self {
         Self {
@@ -230,24 +273,24 @@ impl<M: QueueMemory> Chains<M> {
         }
     }
 
-    pub(crate) fn push_back(&mut self, chain: Chain<M>) {
+    pub(crate) fn push_back(&mut self, chain: Box<Chain<M>>) {
         // Chains of one queue, each of at most 2^42 bytes.
         self.len += chain.writable_len();
         self.list.push_back(chain);
     }
 
-    pub(crate) fn push_front(&mut self, chain: Chain<M>) {
+    pub(crate) fn push_front(&mut self, chain: Box<Chain<M>>) {
         self.len += chain.writable_len();
         self.list.push_front(chain);
     }
 
-    pub(crate) fn pop_front(&mut self) -> Option<Chain<M>> {
+    pub(crate) fn pop_front(&mut self) -> Option<Box<Chain<M>>> {
         let chain = self.list.pop_front()?;
         self.len -= chain.writable_len();
         Some(chain)
     }
 
-    pub(crate) fn pop_back(&mut self) -> Option<Chain<M>> {
+    pub(crate) fn pop_back(&mut self) -> Option<Box<Chain<M>>> {
         let chain = self.list.pop_back()?;
         self.len -= chain.writable_len();
         Some(chain)

@@ -25,34 +25,100 @@ pub(crate) fn lend_from(segment: &Segment, skip: usize) -> IoVec {
     unsafe { IoVec::new(segment.ptr().wrapping_add(skip), segment.len() - skip) }
 }
 
+/// Copies the first bytes of a chain into `buf`, where its first segment has so many. `false`: it has not.
+#[inline]
+pub(crate) fn read_start(segments: &[Segment], buf: &mut [u8]) -> bool {
+    let Some(first) = segments.first().filter(|first| first.len() >= buf.len()) else {
+        return false;
+    };
+    // SAFETY: the segment has so many bytes, mapped while its chain is held. A slice of this process does
+    // not overlap guest memory, of which no reference is ever made.
+    unsafe { ptr::copy_nonoverlapping(first.ptr(), buf.as_mut_ptr(), buf.len()) };
+    true
+}
+
+/// Writes `bytes` at `offset` of a chain, where its first segment reaches so far. `false`: it does not. What is
+/// written is not marked dirty; whoever gives the chain to the driver does that.
+#[inline]
+pub(crate) fn write_start(segments: &[Segment], offset: usize, bytes: &[u8]) -> bool {
+    let end = offset.saturating_add(bytes.len());
+    let Some(first) = segments.first().filter(|first| first.len() >= end) else {
+        return false;
+    };
+    let to = first.ptr().wrapping_add(offset);
+    // SAFETY: as in `read_start`, the other way round.
+    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+    true
+}
+
 /// Headers of frames in flight, one for each head: copied from the guest once, so that what was checked
-/// is what is sent.
-#[derive(Debug)]
-pub(crate) struct HeaderSlab(Box<[UnsafeCell<[u8; MAX_HEADER]>]>);
+/// is what is sent. Behind it the frame, if it is so small that it is copied too.
+pub(crate) struct FrameSlab(Box<[UnsafeCell<[u8; SLOT]>]>);
+
+/// Bytes of a header and a small frame behind it. Copying as many costs less than telling the kernel of a
+/// second piece.
+const SLOT: usize = 256;
 
 // SAFETY: a slot is written under the queue's lock while its head is not lent; while it is lent, only
 // the peer reads it.
-unsafe impl Sync for HeaderSlab {}
+unsafe impl Sync for FrameSlab {}
 
-impl HeaderSlab {
+impl FrameSlab {
     pub(crate) fn new(size: u16) -> Self {
-        Self((0..size).map(|_| UnsafeCell::default()).collect())
+        Self((0..size).map(|_| UnsafeCell::new([0; SLOT])).collect())
     }
 
     /// Stores the header of a frame that is not lent (so `&mut`). A head past the end has no slot.
-    pub(crate) fn set(&mut self, head: u16, header: [u8; MAX_HEADER]) {
+    pub(crate) fn set_header(&mut self, head: u16, header: [u8; MAX_HEADER]) {
         if let Some(slot) = self.0.get(usize::from(head)) {
             // SAFETY: the head was just popped, so no earlier frame of it is lent: nobody else looks at
-            // the slot. No reference into the slab is ever made, so pointers to other slots stay good.
-            unsafe { *slot.get() = header };
+            // the slot, which is longer than a header. No reference into the slab is ever made, so
+            // pointers to other slots stay good.
+            unsafe { slot.get().cast::<[u8; MAX_HEADER]>().write(header) };
         }
     }
 
     /// Lends the first `len` bytes of a header.
-    pub(crate) fn lend(&self, head: u16, len: usize) -> Option<IoVec> {
+    pub(crate) fn lend_header(&self, head: u16, len: usize) -> Option<IoVec> {
         let slot = self.0.get(usize::from(head))?;
         // SAFETY: the slab is dropped with its queue, when no frame is lent any more.
         Some(unsafe { IoVec::new(slot.get().cast(), len.min(MAX_HEADER)) })
+    }
+
+    /// Lends the first `header_len` bytes of a header with the frame behind it: the `len` bytes of
+    /// `segments` from `skip` on, which are copied now. `None`: the frame is too large.
+    #[inline]
+    pub(crate) fn lend_small(
+        &mut self,
+        head: u16,
+        header_len: usize,
+        segments: &[Segment],
+        mut skip: usize,
+        len: usize,
+    ) -> Option<IoVec> {
+        let total = header_len.min(MAX_HEADER).checked_add(len)?;
+        if total > SLOT {
+            return None;
+        }
+        let slot = self.0.get(usize::from(head))?.get().cast::<u8>();
+        let mut at = header_len.min(MAX_HEADER);
+        for segment in segments {
+            let here = skip.min(segment.len());
+            skip -= here;
+            let part = (segment.len() - here).min(total - at);
+            // SAFETY: `here + part` bytes are in the segment, mapped while its chain is held; `at + part` is at
+            // most `total`, so in the slot, which nobody else looks at as in `set_header`.
+            unsafe {
+                ptr::copy_nonoverlapping(
+                    segment.ptr().wrapping_add(here),
+                    slot.wrapping_add(at),
+                    part,
+                );
+            }
+            at += part;
+        }
+        // SAFETY: as in `lend_header`.
+        Some(unsafe { IoVec::new(slot, at) })
     }
 }
 
@@ -68,7 +134,10 @@ impl Overflow {
     /// while it is not lent.
     pub(crate) fn lend(&mut self, len: usize) -> IoVec {
         if self.0.len() < len {
-            self.0 = (0..len).map(|_| UnsafeCell::new(0)).collect();
+            // Zeroes that cost no memory until a frame lies there.
+            let bytes = Box::into_raw(vec![0_u8; len].into_boxed_slice());
+            // SAFETY: a cell is laid out as what is in it.
+            self.0 = unsafe { Box::from_raw(bytes as *mut [UnsafeCell<u8>]) };
         }
         // SAFETY: not dropped or grown before the read is over; `&mut` says that nobody looks now.
         unsafe { IoVec::new(UnsafeCell::raw_get(self.0.as_ptr()), len) }

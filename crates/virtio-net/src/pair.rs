@@ -11,6 +11,7 @@ use iothread::AioContext;
 use net_client::{
     Drained, Frame, FrameSource, NetClient, Offloads, Port, Received, Token, VnetHeader,
 };
+use virtio::F;
 use virtio::net::F as NetF;
 use virtio_bus::ActiveQueue;
 use virtqueue::{QueueMemory, VirtQueue};
@@ -149,6 +150,10 @@ impl<M: QueueMemory> Pair<M> {
         let filter = FilterView::new(self.shared.filter.clone());
         let layout = self.layout(features);
         let mut active = ActiveRx::new(loan, queue, layout, mergeable, filter, running);
+        // With this feature a buffer that a read has not used holds up those behind it.
+        if !F::from(features).contains(F::IN_ORDER) {
+            active.allow_batches();
+        }
         let mut rx = lock(&self.rx);
         match self.watch_rx(&active.loan().kick) {
             Ok(watch) => active.watch = Some(watch),

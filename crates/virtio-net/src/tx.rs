@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use net_client::{DropReason, Frame, IoVec, Port, Received, Token};
+use net_client::{DropReason, Frame, IoVec, Port, Received, Sender, Token};
 use virtio::net::F as NetF;
 use virtio_bus::ActiveQueue;
 use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 
 use crate::header::{Header, HeaderFault, MAX_HEADER, TxRules};
 use crate::kick::{Watch, again};
-use crate::lend::{HeaderSlab, lend, lend_from};
+use crate::lend::{FrameSlab, lend, lend_from, read_start};
 use crate::pair::Layout;
 use crate::statistics::TxStatistics;
 
@@ -26,10 +26,11 @@ pub(crate) struct ActiveTx<M: QueueMemory> {
     loan: ActiveQueue,
     layout: Layout,
     rules: TxRules,
-    headers: HeaderSlab,
+    /// The checked headers, and small frames whole.
+    slab: FrameSlab,
     flight: Flight<M>,
     /// What is popped next; while `pending`, the frame that the peer had no room for.
-    chain: Chain<M>,
+    chain: Box<Chain<M>>,
     pending: bool,
     /// The peer has got frames since it was last told that a batch is complete.
     unflushed: bool,
@@ -45,10 +46,10 @@ pub(crate) struct ActiveTx<M: QueueMemory> {
 struct Flight<M: QueueMemory> {
     queue: VirtQueue<M>,
     /// By head.
-    lent: Box<[Option<Chain<M>>]>,
+    lent: Box<[Option<Box<Chain<M>>>]>,
     count: usize,
     /// Chains with no frame, for the next ones.
-    spare: Vec<Chain<M>>,
+    spare: Vec<Box<Chain<M>>>,
 }
 
 /// How a turn ended, where something is left to do.
@@ -85,8 +86,9 @@ impl<M: QueueMemory> Tx<M> {
         let Some(active) = self.active.as_mut().filter(|a| a.running && !a.waiting) else {
             return TurnEnd::Idle;
         };
-        let end = active.turn(port, burst, self.enabled, &mut self.statistics);
-        active.finish(port, &mut self.statistics);
+        let sender = port.sender();
+        let end = active.turn(port, &sender, burst, self.enabled, &mut self.statistics);
+        active.finish(&sender, &mut self.statistics);
         match end {
             Ok(()) => TurnEnd::Idle,
             // Said once, when it broke.
@@ -168,14 +170,14 @@ impl<M: QueueMemory> ActiveTx<M> {
             loan,
             layout,
             rules: TxRules::new(features),
-            headers: HeaderSlab::new(size),
+            slab: FrameSlab::new(size),
             flight: Flight {
                 queue,
                 lent: (0..size).map(|_| None).collect(),
                 count: 0,
                 spare: Vec::new(),
             },
-            chain: Chain::new(),
+            chain: Box::default(),
             pending: false,
             unflushed: false,
             iov: Vec::new(),
@@ -198,6 +200,7 @@ impl<M: QueueMemory> ActiveTx<M> {
     fn turn(
         &mut self,
         port: &Port,
+        sender: &Sender<'_>,
         burst: u32,
         enabled: bool,
         statistics: &mut TxStatistics,
@@ -212,7 +215,7 @@ impl<M: QueueMemory> ActiveTx<M> {
             }
             if !self.pending && !self.flight.queue.pop(&mut self.chain)? {
                 // The driver sees what is done before it is asked for more.
-                self.finish(port, statistics);
+                self.finish(sender, statistics);
                 if !self.flight.queue.enable_notifications()? {
                     return Ok(());
                 }
@@ -245,7 +248,7 @@ impl<M: QueueMemory> ActiveTx<M> {
                     continue;
                 }
             };
-            let received = port.send(&Frame {
+            let received = sender.send(&Frame {
                 token: Some(Token(u32::from(head))),
                 iov: &self.iov,
                 len,
@@ -279,18 +282,19 @@ impl<M: QueueMemory> ActiveTx<M> {
         }
         let mut bytes = [0; MAX_HEADER];
         let there = bytes.get_mut(..header_len).unwrap_or_default();
-        if self.chain.read(0, there) < header_len {
+        if !read_start(self.chain.readable(), there) && self.chain.read(0, there) < header_len {
             return Err(HeaderFault::Short);
         }
         let header = Header::parse(&bytes, little_endian);
         let frame_len = self.chain.readable_len().saturating_sub(header_len);
         let clean = self.rules.check(&header, frame_len)?;
-        self.headers
-            .set(self.chain.head(), clean.emit(little_endian));
+        self.slab
+            .set_header(self.chain.head(), clean.emit(little_endian));
         Ok(())
     }
 
-    /// Fills `iov` with the checked header, where the peer takes one, and the frame; returns its length.
+    /// Fills `iov` with the checked header, where the peer takes one, and the frame; returns its length. A
+    /// small frame lies behind its header, copied with it: one piece is cheaper to send than two.
     fn lend_frame(&mut self) -> Result<usize, HeaderFault> {
         let Layout {
             header_len,
@@ -298,12 +302,20 @@ impl<M: QueueMemory> ActiveTx<M> {
             ..
         } = self.layout;
         self.iov.clear();
+        let (head, segments) = (self.chain.head(), self.chain.readable());
+        let frame_len = self.chain.readable_len().saturating_sub(header_len);
+        if let Some(whole) =
+            (self.slab).lend_small(head, host_header_len, segments, header_len, frame_len)
+        {
+            self.iov.push(whole);
+            return Ok(whole.len());
+        }
         if host_header_len != 0 {
-            let header = self.headers.lend(self.chain.head(), host_header_len);
+            let header = self.slab.lend_header(head, host_header_len);
             self.iov.push(header.ok_or(HeaderFault::Short)?);
         }
         let mut skip = header_len;
-        for segment in self.chain.readable() {
+        for segment in segments {
             if skip >= segment.len() {
                 skip -= segment.len();
             } else if skip > 0 {
@@ -316,14 +328,14 @@ impl<M: QueueMemory> ActiveTx<M> {
         if self.iov.len() > MAX_SEGMENTS {
             return Err(HeaderFault::Giant);
         }
-        Ok(host_header_len + self.chain.readable_len().saturating_sub(header_len))
+        Ok(host_header_len + frame_len)
     }
 
     /// Ends a batch: the peer sends what it kept back, the driver sees what is done.
-    fn finish(&mut self, port: &Port, statistics: &mut TxStatistics) {
+    fn finish(&mut self, sender: &Sender<'_>, statistics: &mut TxStatistics) {
         if std::mem::take(&mut self.unflushed) {
             let flight = &mut self.flight;
-            port.flush(&mut |token| {
+            sender.flush(&mut |token| {
                 if !flight.complete(token) {
                     statistics.stray_completions += 1;
                 }
@@ -352,7 +364,7 @@ impl<M: QueueMemory> Flight<M> {
     }
 
     /// The peer keeps the frame in `chain`, which is replaced by an empty one.
-    fn keep(&mut self, chain: &mut Chain<M>) {
+    fn keep(&mut self, chain: &mut Box<Chain<M>>) {
         let empty = self.spare.pop().unwrap_or_default();
         let chain = std::mem::replace(chain, empty);
         // The queue lets no head be in flight twice, and none past its end.

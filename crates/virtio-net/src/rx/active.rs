@@ -1,7 +1,9 @@
 //! A receive queue at work: the two doors that frames come through, this the one of those that are read
 //! in place.
 
+mod batch;
 mod copied;
+mod expected;
 
 use std::fmt;
 use std::time::Duration;
@@ -10,6 +12,8 @@ use net_client::{Drained, DropReason, FrameSource, IoVec, Port, Read, Token};
 use virtio_bus::ActiveQueue;
 use virtqueue::{QueueError, QueueMemory, VirtQueue};
 
+use self::batch::Batch;
+use self::expected::Expected;
 use super::After;
 use super::peek::Place;
 use super::reads::{Ended, Reads};
@@ -37,6 +41,9 @@ pub(crate) struct ActiveRx<M: QueueMemory> {
     overflow: Overflow,
     /// Reads that go on.
     reads: Reads<M>,
+    /// Reads that the source does at once.
+    batch: Batch<M>,
+    expected: Expected,
     /// A frame that was read, for which there are not enough buffers yet.
     held: Option<Held>,
     /// Neither paused nor being stopped.
@@ -75,6 +82,8 @@ impl<M: QueueMemory> ActiveRx<M> {
             iov: Vec::new(),
             overflow: Overflow::default(),
             reads: Reads::new(),
+            batch: Batch::new(),
+            expected: Expected::new(layout.header_len),
             held: None,
             running,
             // The peer may have been told before the queue was there.
@@ -83,6 +92,11 @@ impl<M: QueueMemory> ActiveRx<M> {
             overdue: false,
             watch: None,
         }
+    }
+
+    /// The driver takes its buffers back in any order, so several reads may go on at once.
+    pub(crate) fn allow_batches(&mut self) {
+        self.batch.allowed = true;
     }
 
     /// The queue as it was lent, with where it stands now.
@@ -145,13 +159,16 @@ impl<M: QueueMemory> ActiveRx<M> {
         port: &Port,
         statistics: &mut RxStatistics,
     ) -> Result<Drained, QueueError> {
-        let want = self
+        let longest = self
             .buffers
             .guest_len(source.max_frame().max(self.layout.host_header_len));
-        let want = want.unwrap_or(self.layout.header_len);
+        let longest = longest.unwrap_or(self.layout.header_len);
         // Turns of the loop without a frame count too: a driver that makes useless chains available for
         // ever does not keep the thread.
-        for _ in 0..BUDGET {
+        let mut left = BUDGET;
+        while left > 0 {
+            left -= 1;
+            let want = self.expected.room(longest);
             self.deliver_held(statistics)?;
             if self.held.is_none() {
                 self.buffers.gather(want, statistics)?;
@@ -162,8 +179,18 @@ impl<M: QueueMemory> ActiveRx<M> {
                 }
                 return Ok(Drained::NoRoom);
             }
-            let room = self.buffers.lend(&mut self.iov);
-            let overflow = want.saturating_sub(room);
+            if want == longest
+                && let Some(batch) = self.receive_batch(source, want, left, port, statistics)?
+            {
+                if batch.ended {
+                    return Ok(Drained::Empty);
+                }
+                // At least one, of which this turn of the loop has been counted.
+                left = left.saturating_sub(batch.reads - 1);
+                continue;
+            }
+            let room = self.buffers.lend(&mut self.iov, want);
+            let overflow = longest.saturating_sub(room);
             if overflow > 0 {
                 if self.reads.overflow_lent {
                     // Two reads cannot share it.
@@ -204,6 +231,7 @@ impl<M: QueueMemory> ActiveRx<M> {
             port.count_dropped_receiving(DropReason::Malformed);
             return Ok(());
         };
+        self.expected.learn(guest_len);
         if !self.passes_in_place(None, guest_len, room) {
             // What it was read into is lent again.
             self.buffers.ready.mark_written(guest_len.min(room));

@@ -1,0 +1,160 @@
+//! Reads that a source does at once.
+
+use std::collections::VecDeque;
+
+use net_client::{DropReason, FrameSource, Port, Read, Token};
+use virtqueue::{Chain, QueueError, QueueMemory};
+
+use super::{ActiveRx, count_filtered};
+use crate::buffers::Chains;
+use crate::statistics::RxStatistics;
+
+/// The buffers of reads that a source does at once; all but empty between two calls.
+pub(super) struct Batch<M: QueueMemory> {
+    /// By token.
+    reads: Vec<Lent<M>>,
+    /// What reads have not used, in order.
+    unused: VecDeque<Box<Chain<M>>>,
+    /// The driver takes its buffers back in any order.
+    pub(super) allowed: bool,
+}
+
+struct Lent<M: QueueMemory> {
+    chains: Chains<M>,
+    room: usize,
+}
+
+/// What came of one.
+pub(super) struct BatchEnd {
+    pub(super) reads: usize,
+    /// A read found no frame: the source has no more.
+    pub(super) ended: bool,
+}
+
+impl<M: QueueMemory> Batch<M> {
+    pub(super) fn new() -> Self {
+        Self {
+            reads: Vec::new(),
+            unused: VecDeque::new(),
+            allowed: false,
+        }
+    }
+
+    /// The read of `token` is lent the chains of `ready` that its `room` lies in.
+    fn lend(&mut self, token: usize, ready: &mut Chains<M>, room: usize) {
+        if token == self.reads.len() {
+            self.reads.push(Lent {
+                chains: Chains::new(),
+                room: 0,
+            });
+        }
+        let Some(read) = self.reads.get_mut(token) else {
+            return;
+        };
+        while read.chains.len < room
+            && let Some(chain) = ready.pop_front()
+        {
+            read.chains.push_back(chain);
+        }
+        read.room = room;
+    }
+}
+
+impl<M: QueueMemory> ActiveRx<M> {
+    /// Has the source do up to `max` reads at once, each into room for the longest frame, `want` bytes.
+    /// `None`: it does better with one, or there is no room for more.
+    pub(super) fn receive_batch(
+        &mut self,
+        source: &mut dyn FrameSource,
+        want: usize,
+        max: usize,
+        port: &Port,
+        statistics: &mut RxStatistics,
+    ) -> Result<Option<BatchEnd>, QueueError> {
+        if !self.batch.allowed || self.held.is_some() {
+            return Ok(None);
+        }
+        let max = max.min(source.batch());
+        if max < 2 {
+            return Ok(None);
+        }
+        let mut reads = 0;
+        let mut gathered = Ok(());
+        while reads < max {
+            gathered = self.buffers.gather(want, statistics);
+            let room = self.buffers.lend(&mut self.iov, want);
+            if gathered.is_err() || room < want || self.iov.is_empty() {
+                break;
+            }
+            source.queue(token_of(reads), &self.iov);
+            self.batch.lend(reads, &mut self.buffers.ready, room);
+            reads += 1;
+        }
+        let mut ended = false;
+        if reads > 0 {
+            source.submit(&mut |token, read| match read {
+                Read::Frame(len) => self.batch_frame(token, len, port, statistics),
+                Read::Pending | Read::Empty | Read::Failed => ended = true,
+            });
+            self.take_back(reads);
+        }
+        gathered?;
+        Ok((reads > 0).then_some(BatchEnd { reads, ended }))
+    }
+
+    /// A frame of `len` bytes was read into what was lent to the read of `token`.
+    fn batch_frame(
+        &mut self,
+        token: Token,
+        len: usize,
+        port: &Port,
+        statistics: &mut RxStatistics,
+    ) {
+        let lent = usize::try_from(token.0)
+            .ok()
+            .and_then(|token| self.batch.reads.get_mut(token));
+        let Some(Lent { chains, room }) = lent else {
+            return;
+        };
+        let (mut chains, room) = (std::mem::replace(chains, Chains::new()), *room);
+        match self.buffers.guest_len(len).filter(|len| *len <= room) {
+            None => {
+                chains.mark_written(room);
+                statistics.dropped_malformed += 1;
+                port.count_dropped_receiving(DropReason::Malformed);
+            }
+            Some(guest_len) => {
+                self.expected.learn(guest_len);
+                if self.passes_in_place(Some(&chains), guest_len, room) {
+                    self.end_patience();
+                    self.buffers.deliver(&mut chains, guest_len, statistics);
+                } else {
+                    chains.mark_written(guest_len);
+                    count_filtered(port, statistics);
+                }
+            }
+        }
+        if let Some(lent) = usize::try_from(token.0)
+            .ok()
+            .and_then(|token| self.batch.reads.get_mut(token))
+        {
+            lent.chains = chains;
+        }
+    }
+
+    /// What the first `reads` of the batch have not used is next.
+    fn take_back(&mut self, reads: usize) {
+        for lent in self.batch.reads.iter_mut().take(reads) {
+            while let Some(chain) = lent.chains.pop_front() {
+                self.batch.unused.push_back(chain);
+            }
+        }
+        while let Some(chain) = self.batch.unused.pop_back() {
+            self.buffers.ready.push_front(chain);
+        }
+    }
+}
+
+fn token_of(read: usize) -> Token {
+    Token(u32::try_from(read).unwrap_or(Token::PORT.0))
+}
