@@ -29,7 +29,7 @@ impl Machine {
         }
         let id = options.take_id()?;
         if let Some(id) = id.as_ref().filter(|id| self.peripheral.child(id).is_some()) {
-            return Err(Error::DuplicateId(id.clone()));
+            return Err(self.duplicate_id(id));
         }
         let driver = options.take_required("driver")?;
         let driver = self.registry().canonical_name(&driver);
@@ -49,16 +49,20 @@ impl Machine {
         Ok(device)
     }
 
-    /// Asks the device with this id to leave, and removes it if its bus lets it go at once.
+    /// Asks the device with this id, or at this path, to leave, and removes it if its bus lets it go at once.
+    /// A device without an id has only its path: `/machine/peripheral-anon/device[0]`.
     ///
     /// # Errors
-    /// [`Error::DeviceNotFound`] and those of [`request_unplug`](Self::request_unplug).
+    /// [`Error::DeviceNotFound`], [`Error::NotAHotpluggableDevice`] of an object that is no device, and those
+    /// of [`request_unplug`](Self::request_unplug).
     #[doc(alias = "qmp_device_del")]
     pub fn device_del(self: &Arc<Self>, id: &str) -> Result<UnplugAnswer, Error> {
-        let device = self
-            .device(id)
-            .ok_or_else(|| Error::DeviceNotFound(id.to_owned()))?;
-        self.request_unplug(&device)
+        let object = self.peripheral.resolve(id);
+        let object = object.ok_or_else(|| Error::DeviceNotFound(id.to_owned()))?;
+        if !object.is_a(DEVICE) {
+            return Err(Error::NotAHotpluggableDevice(id.to_owned()));
+        }
+        self.request_unplug(&object)
     }
 
     /// The device with this id.
@@ -157,13 +161,22 @@ impl Machine {
         Ok(bus)
     }
 
+    fn duplicate_id(&self, id: &str) -> Error {
+        let id = id.to_owned();
+        if self.is_running() {
+            Error::DuplicateDeviceId(id)
+        } else {
+            Error::DuplicateId(id)
+        }
+    }
+
     fn adopt(&self, device: &Arc<Object>, id: Option<&str>) -> Result<(), Error> {
         if let Some(id) = id {
             return self
                 .peripheral
                 .add_child(id, device.clone())
                 .map_err(|error| match error {
-                    PropertyError::Duplicate { name, .. } => Error::DuplicateId(name),
+                    PropertyError::Duplicate { name, .. } => self.duplicate_id(&name),
                     error => error.into(),
                 });
         }

@@ -45,6 +45,9 @@ pub enum Error {
     /// Another device has this id.
     #[error("Duplicate ID '{0}' for device")]
     DuplicateId(String),
+    /// Another device has this id, and the machine runs: QEMU then words it otherwise.
+    #[error("Duplicate device ID '{0}'")]
+    DuplicateDeviceId(String),
     /// No bus of this name.
     #[error("Bus '{0}' not found")]
     BusNotFound(String),
@@ -79,6 +82,9 @@ pub enum Error {
     /// The device cannot be removed.
     #[error("Device '{0}' does not support hotplugging")]
     DeviceNotHotpluggable(String),
+    /// The object that is to be removed is no device.
+    #[error("{0} is not a hotpluggable device")]
+    NotAHotpluggableDevice(String),
     /// No device of this id.
     #[error("Device '{0}' not found")]
     DeviceNotFound(String),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::machine::{GuestHasASay, ToyBus, Toys};
-use qdev::{BusState, Error, MacAddr, Phase};
+use qdev::{BusState, Error, MacAddr, Phase, UnplugAnswer};
 use qom::OnOffAuto;
 
 #[test]
@@ -211,11 +211,40 @@ fn the_list_of_devices_says_where_each_is() -> Result<(), Error> {
             ),
         ]
     );
-    let missing = toys
-        .machine
-        .device_del("zz")
-        .map_err(|error| error.to_string());
-    assert_eq!(missing, Err("Device 'zz' not found".to_owned()));
+    Ok(())
+}
+
+#[test]
+fn a_device_leaves_by_its_id_or_its_path_and_nothing_else_does() -> Result<(), Error> {
+    let toys = Toys::new()?;
+    toys.add("toy,id=t0")?;
+    toys.add("toy")?;
+    for (name, expected) in [
+        ("zz", "Device 'zz' not found"),
+        ("slot.0", "Device 'slot.0' not found"),
+        ("peripheral/t0", "Device 'peripheral/t0' not found"),
+        ("/machine/zz", "Device '/machine/zz' not found"),
+        ("/machine", "/machine is not a hotpluggable device"),
+        (
+            "/machine/slot.0",
+            "/machine/slot.0 is not a hotpluggable device",
+        ),
+    ] {
+        let refused = toys.machine.device_del(name).map_err(|e| e.to_string());
+        assert_eq!(refused, Err(expected.to_owned()), "{name}");
+    }
+    assert_eq!(toys.machine.devices().len(), 4);
+    for name in [
+        "t0",
+        "/machine/peripheral-anon/device[0]",
+        "/machine/peripheral/t1",
+    ] {
+        assert_eq!(toys.machine.device_del(name)?, UnplugAnswer::Now, "{name}");
+        if name == "t0" {
+            toys.add("toy,id=t1")?;
+        }
+    }
+    toys.assert_empty("all have left");
     Ok(())
 }
 

@@ -414,6 +414,10 @@ fn a_running_machine_takes_only_what_can_be_hot_plugged() -> Result<(), Error> {
             "Parameter 'driver' expects a pluggable device type",
         ),
         (
+            toys.add("toy,id=lamp").map(|_| ()),
+            "Duplicate device ID 'lamp'",
+        ),
+        (
             toys.machine.device_del("cold").map(|_| ()),
             "Bus 'fixed.0' does not support hotplugging",
         ),
