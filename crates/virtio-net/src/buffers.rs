@@ -6,7 +6,8 @@ use net_client::IoVec;
 use virtio_bus::GuestNotifier;
 use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 
-use crate::header::{FLAGS, GSO_TYPE, MAX_HEADER, NUM_BUFFERS};
+use crate::hash::{Hash, HashView, PEEK};
+use crate::header::{FLAGS, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS};
 use crate::lend::{lend_from, write_start};
 use crate::pair::Layout;
 use crate::statistics::RxStatistics;
@@ -16,6 +17,7 @@ pub(crate) struct Buffers<M: QueueMemory> {
     pub(crate) queue: VirtQueue<M>,
     layout: Layout,
     mergeable: bool,
+    hashes: HashView,
     /// Popped, checked and not used yet, in the order in which they were made available.
     pub(crate) ready: Chains<M>,
     /// Chains with no buffers, for the next ones.
@@ -29,11 +31,17 @@ pub(crate) struct Chains<M: QueueMemory> {
 }
 
 impl<M: QueueMemory> Buffers<M> {
-    pub(crate) fn new(queue: VirtQueue<M>, layout: Layout, mergeable: bool) -> Self {
+    pub(crate) fn new(
+        queue: VirtQueue<M>,
+        layout: Layout,
+        mergeable: bool,
+        hashes: HashView,
+    ) -> Self {
         Self {
             queue,
             layout,
             mergeable,
+            hashes,
             ready: Chains::new(),
             spare: Vec::new(),
         }
@@ -102,10 +110,14 @@ impl<M: QueueMemory> Buffers<M> {
         let Self {
             queue,
             layout,
+            hashes,
             ready,
             spare,
             ..
         } = self;
+        if layout.hash {
+            write_hash(hashes, layout, ready, guest_len);
+        }
         deliver(queue, layout, spare, ready, guest_len, statistics);
     }
 
@@ -119,9 +131,13 @@ impl<M: QueueMemory> Buffers<M> {
         let Self {
             queue,
             layout,
+            hashes,
             spare,
             ..
         } = self;
+        if layout.hash {
+            write_hash(hashes, layout, chains, guest_len);
+        }
         deliver(queue, layout, spare, chains, guest_len, statistics);
     }
 
@@ -236,7 +252,7 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
     if host_header_len == 0 {
         let zeroes = [0; MAX_HEADER];
         // What is behind is there already.
-        write(0, zeroes.get(..header_len).unwrap_or_default());
+        write(0, zeroes.get(..header_len.min(HASH)).unwrap_or_default());
     } else {
         // The peer was told what the driver copes with; here it is seen to (virtio 1.4, 5.1.6.4.1).
         // `VIRTIO_NET_HDR_GSO_NONE` is 0.
@@ -256,6 +272,26 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
         };
         write(NUM_BUFFERS, &bytes);
     }
+}
+
+/// Writes the hash of a frame into its header. The driver can change the frame meanwhile: it fools itself.
+fn write_hash<M: QueueMemory>(
+    hashes: &mut HashView,
+    layout: &Layout,
+    chains: &Chains<M>,
+    guest_len: usize,
+) {
+    let hashing = hashes.look();
+    let hash = if hashing.is_off() {
+        Hash::NONE
+    } else {
+        let mut start = [0; PEEK];
+        let there = guest_len.saturating_sub(layout.header_len).min(PEEK);
+        let start = start.get_mut(..there).unwrap_or_default();
+        chains.read_back(layout.header_len, start);
+        hashing.hash(start)
+    };
+    chains.write(HASH, &hash.emit());
 }
 
 fn push_used<M: QueueMemory>(queue: &mut VirtQueue<M>, chain: &Chain<M>, len: usize) {

@@ -6,6 +6,7 @@ use virtio::net::{F as NetF, S};
 
 use crate::VirtioNetError;
 use crate::filter::Mac;
+use crate::hash::{KEY_LEN, MAX_TABLE, supported_types};
 
 /// How a NIC is made. Each field is the property of QEMU's `virtio-net-pci` of the same name, with `_`
 /// for `-`; the defaults are QEMU's.
@@ -27,6 +28,10 @@ pub struct VirtioNetConfig {
     pub duplex: Option<Duplex>,
     /// All queue pairs of the backend are offered, not the first alone.
     pub mq: bool,
+    /// The driver may say by the hash of its flow which queue a received frame goes to.
+    pub rss: bool,
+    /// The driver is told the hash of each frame that it receives.
+    pub hash: bool,
     /// Frames that are transmitted in one turn, before others on the same context have theirs.
     pub x_txburst: u32,
     /// The driver may leave checksums of frames that it sends to the host.
@@ -112,6 +117,8 @@ impl Default for VirtioNetConfig {
             speed: None,
             duplex: None,
             mq: false,
+            rss: false,
+            hash: false,
             x_txburst: 256,
             csum: true,
             guest_csum: true,
@@ -150,12 +157,20 @@ mod field {
     pub(super) const MTU: usize = 10;
     pub(super) const SPEED: usize = 12;
     pub(super) const DUPLEX: usize = 16;
-    pub(super) const END: usize = 17;
+    pub(super) const RSS_MAX_KEY_SIZE: usize = 17;
+    pub(super) const RSS_MAX_TABLE_LENGTH: usize = 18;
+    pub(super) const SUPPORTED_HASH_TYPES: usize = 20;
+    pub(super) const END: usize = 24;
 }
 
 /// `speed` and `duplex` where they are unknown (virtio 1.4, 5.1.4).
 const UNKNOWN_SPEED: u32 = 0xffff_ffff;
 const UNKNOWN_DUPLEX: u8 = 0xff;
+
+const MAX_KEY_SIZE: u8 = 40;
+const _: () = assert!(MAX_KEY_SIZE as usize == KEY_LEN);
+const MAX_TABLE_LENGTH: u16 = 128;
+const _: () = assert!(MAX_TABLE_LENGTH as usize == MAX_TABLE);
 
 /// The configuration space, but for what changes: as long as the offered features need it.
 #[derive(Clone, Debug)]
@@ -167,15 +182,26 @@ pub(crate) struct ConfigSpace {
 impl ConfigSpace {
     pub(crate) fn new(config: &VirtioNetConfig, offered: NetF, pairs: u16) -> Self {
         let mut bytes = [0; field::END];
-        if offered.contains(NetF::MQ) {
+        if offered.intersects(NetF::MQ | NetF::RSS) {
             bytes[field::MAX_VIRTQUEUE_PAIRS..field::MTU].copy_from_slice(&pairs.to_le_bytes());
         }
         bytes[field::MTU..field::SPEED].copy_from_slice(&config.host_mtu.to_le_bytes());
         let speed = config.speed.unwrap_or(UNKNOWN_SPEED);
         bytes[field::SPEED..field::DUPLEX].copy_from_slice(&speed.to_le_bytes());
         bytes[field::DUPLEX] = config.duplex.map_or(UNKNOWN_DUPLEX, |duplex| duplex as u8);
-        let len = if offered.contains(NetF::SPEED_DUPLEX) {
+        if offered.intersects(NetF::RSS | NetF::HASH_REPORT) {
+            bytes[field::RSS_MAX_KEY_SIZE] = MAX_KEY_SIZE;
+            let types = supported_types().bits().to_ne().to_le_bytes();
+            bytes[field::SUPPORTED_HASH_TYPES..field::END].copy_from_slice(&types);
+        }
+        if offered.contains(NetF::RSS) {
+            bytes[field::RSS_MAX_TABLE_LENGTH..field::SUPPORTED_HASH_TYPES]
+                .copy_from_slice(&MAX_TABLE_LENGTH.to_le_bytes());
+        }
+        let len = if offered.intersects(NetF::RSS | NetF::HASH_REPORT) {
             field::END
+        } else if offered.contains(NetF::SPEED_DUPLEX) {
+            field::RSS_MAX_KEY_SIZE
         } else if offered.contains(NetF::MTU) {
             field::SPEED
         } else if offered.contains(NetF::MQ) {
@@ -217,6 +243,8 @@ mod tests {
             (NetF::MAC | NetF::STATUS | NetF::MQ, 10),
             (NetF::MAC | NetF::MTU, 12),
             (NetF::MAC | NetF::SPEED_DUPLEX, 17),
+            (NetF::MAC | NetF::RSS, 24),
+            (NetF::MAC | NetF::HASH_REPORT, 24),
         ];
         for (offered, len) in table {
             let space = ConfigSpace::new(&VirtioNetConfig::default(), offered, 1);
@@ -250,6 +278,30 @@ mod tests {
         let mut far = [0xa5];
         space.read(MAC, S::LINK_UP, usize::MAX, &mut far);
         assert_eq!(far, [0xa5]);
+    }
+
+    /// virtio 1.4, 5.1.4.1
+    #[test]
+    fn hash_fields_are_there_with_the_features_that_need_them() {
+        let table = [
+            (NetF::SPEED_DUPLEX, [0xa5; 7], [0, 0]),
+            (NetF::HASH_REPORT, [40, 0, 0, 0xff, 1, 0, 0], [0, 0]),
+            (NetF::RSS, [40, 128, 0, 0xff, 1, 0, 0], [3, 0]),
+            (
+                NetF::RSS | NetF::HASH_REPORT,
+                [40, 128, 0, 0xff, 1, 0, 0],
+                [3, 0],
+            ),
+        ];
+        for (offered, fields, pairs) in table {
+            let space = ConfigSpace::new(&VirtioNetConfig::default(), offered, 3);
+            let mut data = [0xa5; 7];
+            space.read(MAC, S::LINK_UP, 17, &mut data);
+            assert_eq!(data, fields, "{offered:?}");
+            let mut data = [0xa5; 2];
+            space.read(MAC, S::LINK_UP, 8, &mut data);
+            assert_eq!(data, pairs, "{offered:?}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::ctrl::Ctrl;
 use crate::error::{VirtioNetError, check};
 use crate::features::{guest_offloads, offered};
 use crate::filter::{Filter, Mac};
+use crate::hash::Hashing;
 use crate::pair::{Pair, set_offloads, set_queue_pairs};
 use crate::role::{Role, role};
 use crate::shared::{Shared, lock};
@@ -86,6 +87,7 @@ impl<M: QueueMemory> VirtioNet<M> {
                 Pair::new(name, shared.clone(), config.x_txburst, context, i == 0)
             })
             .collect();
+        Pair::introduce(&pairs);
         // On failure the pairs are dropped, and with them what is connected so far.
         for (i, (pair, port)) in pairs.iter().zip(&ports).enumerate() {
             let context = contexts.get(i).unwrap_or(first_context);
@@ -101,7 +103,11 @@ impl<M: QueueMemory> VirtioNet<M> {
             .flatten();
         let offered = offered(&config, backend);
         let net = NetF::from(offered);
-        let usable = if net.contains(NetF::MQ) { count } else { 1 };
+        let usable = if net.intersects(NetF::MQ | NetF::RSS) {
+            count
+        } else {
+            1
+        };
         let mut queue_sizes = [config.rx_queue_size, config.tx_queue_size].repeat(usable);
         if net.contains(NetF::CTRL_VQ) {
             queue_sizes.push(CTRL_QUEUE_SIZE);
@@ -216,6 +222,12 @@ impl<M: QueueMemory> VirtioNet<M> {
         self.shared.filter.change(|old| *old = filter);
     }
 
+    /// No hash is made of any frame, as before a driver asks for it.
+    fn forget_hashing(&self) {
+        self.shared
+            .change_hashing(|hashing| *hashing = Hashing::new());
+    }
+
     /// Only the first pair is in use, as before a driver asks for more.
     fn use_first_pair(&self) {
         if let Err(error) = set_queue_pairs(&self.pairs, 1) {
@@ -261,6 +273,20 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
             .read(mac, self.shared.status(), offset, data);
     }
 
+    /// "A driver can set the MAC address by writing it" only where there is no better way: through the
+    /// legacy interface, without VIRTIO_NET_F_CTRL_MAC_ADDR (virtio 1.4, 5.1.4.3).
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        let state = lock(&self.state);
+        if NetF::from(state.features).intersects(NetF::VERSION_1 | NetF::CTRL_MAC_ADDR) {
+            return;
+        }
+        self.shared.filter.change(|filter| {
+            for (to, from) in filter.mac.iter_mut().skip(offset).zip(data) {
+                *to = *from;
+            }
+        });
+    }
+
     fn negotiate(&self, features: F) -> Result<(), FeaturesRefused> {
         let refuse = |reason| FeaturesRefused {
             features: features.bits().to_ne(),
@@ -281,7 +307,13 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         }
         set_offloads(&self.pairs, guest_offloads(net))
             .map_err(|_| refuse("the backend refuses the offloads"))?;
+        let written = self.shared.filter.now().mac;
         self.forget_filters(net.contains(NetF::CTRL_VLAN));
+        if !net.contains(NetF::VERSION_1) {
+            // A legacy driver writes configuration before anything is negotiated.
+            self.shared.filter.change(|filter| filter.mac = written);
+        }
+        self.forget_hashing();
         state.features = features;
         Ok(())
     }
@@ -375,6 +407,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         *memory = None;
         self.forget_arriving();
         self.forget_filters(false);
+        self.forget_hashing();
         self.shared.set_announcing(false);
         self.use_first_pair();
         // A driver that comes next has negotiated nothing yet. That the backend refuses to do less for

@@ -64,7 +64,7 @@ const OFFLOADS: [Offload; 7] = [
 
 /// Features that need others (virtio 1.4, 5.1.3.1), as far as they are offered: a feature, and the set of
 /// which it needs one. In an order in which what is needed comes first.
-const REQUIREMENTS: [(NetF, NetF); 19] = [
+const REQUIREMENTS: [(NetF, NetF); 21] = [
     (NetF::HOST_TSO4, NetF::CSUM),
     (NetF::HOST_TSO6, NetF::CSUM),
     (NetF::HOST_ECN, NetF::HOST_TSO4.union(NetF::HOST_TSO6)),
@@ -82,6 +82,8 @@ const REQUIREMENTS: [(NetF, NetF); 19] = [
     (NetF::CTRL_VLAN, NetF::CTRL_VQ),
     (NetF::CTRL_MAC_ADDR, NetF::CTRL_VQ),
     (NetF::MQ, NetF::CTRL_VQ),
+    (NetF::RSS, NetF::CTRL_VQ),
+    (NetF::HASH_REPORT, NetF::CTRL_VQ),
     (NetF::GUEST_ANNOUNCE, NetF::CTRL_VQ),
     // It is asked in `status`.
     (NetF::GUEST_ANNOUNCE, NetF::STATUS),
@@ -109,6 +111,8 @@ pub(crate) fn offered(config: &VirtioNetConfig, backend: Option<Offloads>) -> F 
         (config.guest_uso6, NetF::GUEST_USO6),
         (config.mrg_rxbuf, NetF::MRG_RXBUF),
         (config.mq, NetF::MQ),
+        (config.rss, NetF::RSS),
+        (config.hash, NetF::HASH_REPORT),
         (
             config.speed.is_some() || config.duplex.is_some(),
             NetF::SPEED_DUPLEX,
@@ -166,9 +170,11 @@ pub(crate) fn guest_offload_features() -> NetF {
 }
 
 /// Bytes of the header in front of each frame (virtio 1.4, 5.1.6): `num_buffers` is there with either of
-/// two features.
+/// two features, and the fields of the hash with that of hashes.
 pub(crate) fn header_len(features: NetF) -> usize {
-    if features.intersects(NetF::VERSION_1 | NetF::MRG_RXBUF) {
+    if features.contains(NetF::HASH_REPORT) {
+        20
+    } else if features.intersects(NetF::VERSION_1 | NetF::MRG_RXBUF) {
         12
     } else {
         10
@@ -333,12 +339,13 @@ mod tests {
     }
 
     #[test]
-    fn the_header_has_num_buffers_with_either_feature() {
+    fn the_header_is_as_long_as_its_features() {
         let table = [
             (NetF::empty(), 10),
             (NetF::MRG_RXBUF, 12),
             (NetF::VERSION_1, 12),
             (NetF::VERSION_1 | NetF::MRG_RXBUF, 12),
+            (NetF::VERSION_1 | NetF::HASH_REPORT, 20),
         ];
         for (features, len) in table {
             assert_eq!(header_len(features), len, "{features:?}");

@@ -2,12 +2,9 @@
 //! 5.1.6.5.1 to 5.1.6.5.3).
 //!
 //! The control queue changes the one [`FilterCell`] of a device; each receive queue looks through a
-//! [`FilterView`] of its own, which takes the cell's lock only when there was a change.
+//! [`FilterView`] of its own.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-
-use crate::shared::lock;
+use crate::watched::{View, Watched};
 
 /// An Ethernet address.
 pub(crate) type Mac = [u8; 6];
@@ -177,65 +174,10 @@ impl Default for VlanTable {
 }
 
 /// The filters of a device, as they are now.
-#[derive(Debug)]
-pub(crate) struct FilterCell {
-    /// Moved on with each change, within the lock.
-    generation: AtomicU64,
-    /// A leaf lock.
-    filter: Mutex<Arc<Filter>>,
-}
-
-impl FilterCell {
-    pub(crate) fn new(filter: Filter) -> Arc<Self> {
-        Arc::new(Self {
-            generation: AtomicU64::new(0),
-            filter: Mutex::new(Arc::new(filter)),
-        })
-    }
-
-    /// Changes the filters. Each frame that is looked at after this returns meets them changed.
-    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Filter) -> R) -> R {
-        let mut filter = lock(&self.filter);
-        let result = change(Arc::make_mut(&mut filter));
-        self.generation.fetch_add(1, Ordering::Release);
-        result
-    }
-
-    pub(crate) fn now(&self) -> Arc<Filter> {
-        lock(&self.filter).clone()
-    }
-}
+pub(crate) type FilterCell = Watched<Filter>;
 
 /// A receive queue's look at the filters.
-#[derive(Debug)]
-pub(crate) struct FilterView {
-    cell: Arc<FilterCell>,
-    generation: u64,
-    filter: Arc<Filter>,
-}
-
-impl FilterView {
-    pub(crate) fn new(cell: Arc<FilterCell>) -> Self {
-        // Read first: what is then too old is looked at once more than needed.
-        let generation = cell.generation.load(Ordering::Acquire);
-        let filter = cell.now();
-        Self {
-            cell,
-            generation,
-            filter,
-        }
-    }
-
-    /// The filters as they are now. Takes no lock where nothing has changed since the last call.
-    pub(crate) fn look(&mut self) -> &Filter {
-        let generation = self.cell.generation.load(Ordering::Acquire);
-        if generation != self.generation {
-            self.generation = generation;
-            self.filter = self.cell.now();
-        }
-        &self.filter
-    }
-}
+pub(crate) type FilterView = View<Filter>;
 
 #[cfg(test)]
 mod tests {
@@ -430,17 +372,5 @@ mod tests {
         for id in 0..VLANS {
             assert_eq!(table.contains(id), id != 7, "{id}");
         }
-    }
-
-    #[test]
-    fn a_view_sees_each_change_and_keeps_what_has_not_changed() {
-        let cell = FilterCell::new(Filter::new(OWN, false));
-        let mut view = FilterView::new(cell.clone());
-        let first = view.look() as *const Filter;
-        assert_eq!(view.look() as *const Filter, first);
-        cell.change(|filter| filter.mac = OTHER);
-        assert_eq!(view.look().mac, OTHER);
-        assert_eq!(cell.now().mac, OTHER);
-        assert_eq!(FilterView::new(cell).look().mac, OTHER);
     }
 }

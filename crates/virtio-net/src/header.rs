@@ -2,14 +2,16 @@
 
 use virtio::net::{F as NetF, HdrF, HdrGso};
 
-/// The longest header there is: the one with `num_buffers`.
-pub(crate) const MAX_HEADER: usize = 12;
+/// The longest header there is: the one with a hash.
+pub(crate) const MAX_HEADER: usize = 20;
 /// Where `flags` is.
 pub(crate) const FLAGS: usize = 0;
 /// Where `gso_type` is.
 pub(crate) const GSO_TYPE: usize = 1;
 /// Where `num_buffers` is, in headers that have it.
 pub(crate) const NUM_BUFFERS: usize = 10;
+/// Where `hash_value` is, in headers that have it, with `hash_report` and padding behind it.
+pub(crate) const HASH: usize = 12;
 
 /// An Ethernet header: what a frame has at least.
 const MIN_FRAME: usize = 14;
@@ -76,7 +78,7 @@ pub(crate) struct Header {
 impl Header {
     /// Takes a header apart; its fields are little-endian with `VIRTIO_F_VERSION_1`, else the guest's.
     pub(crate) fn parse(bytes: &[u8; MAX_HEADER], little_endian: bool) -> Self {
-        let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, _, _] = *bytes;
+        let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, ..] = *bytes;
         let u16_of = |b| {
             if little_endian {
                 u16::from_le_bytes(b)
@@ -94,7 +96,7 @@ impl Header {
         }
     }
 
-    /// Puts a header together, `num_buffers` 0.
+    /// Puts a header together, `num_buffers` and what is behind it 0.
     pub(crate) fn emit(&self, little_endian: bool) -> [u8; MAX_HEADER] {
         let bytes_of = |n: u16| {
             if little_endian {
@@ -108,7 +110,12 @@ impl Header {
         let [s0, s1] = bytes_of(self.csum_start);
         let [o0, o1] = bytes_of(self.csum_offset);
         let (flags, gso_type) = (self.flags, self.gso_type);
-        [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, 0, 0]
+        let mut bytes = [0; MAX_HEADER];
+        let base = [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1];
+        for (to, from) in bytes.iter_mut().zip(base) {
+            *to = from;
+        }
+        bytes
     }
 }
 
@@ -300,7 +307,8 @@ mod tests {
 
     #[test]
     fn a_header_taken_apart_and_put_together_is_the_same() {
-        let bytes = [1, 0x81, 54, 0, 0xa8, 5, 34, 0, 16, 1, 0, 0];
+        let mut bytes = [0; MAX_HEADER];
+        bytes[..10].copy_from_slice(&[1, 0x81, 54, 0, 0xa8, 5, 34, 0, 16, 1]);
         let header = Header::parse(&bytes, true);
         assert_eq!(header.gso_size, 1448);
         assert_eq!(header.csum_offset, 272);

@@ -49,6 +49,8 @@
 //! | `ctrl` | the control queue and its commands |
 //! | `announce` | asking the driver to announce itself |
 //! | `filter` | which received frames the driver wants |
+//! | `hash` | the hash of a received frame, and the queue that it leads to |
+//! | `watched` | what the control queue changes and receive queues look at |
 //! | `header` | the header in front of each frame |
 //! | `lend` | guest memory and buffers of our own, as lent to the peer |
 //! | `kick` | watching a queue's kick |
@@ -58,6 +60,9 @@
 //! Which frames the driver wants it says on the control queue: by address, by kind and by VLAN. A frame
 //! that it does not want is dropped where it is looked at first: behind the door, or, read in place,
 //! in buffers that the next frame then goes into.
+//!
+//! With `hash=on` each frame comes with the hash of its flow, and with `rss=on` the driver says which hash goes to
+//! which queue: frames then come in by the copy door, since they cannot be read in place before their queue is known.
 //!
 //! With `mq=on` each port of the backend has a pair of queues, and the driver says how many of them it
 //! uses. The others' frames go nowhere, and their ports rest.
@@ -69,7 +74,7 @@
 //!
 //! That its queue is broken the transport is told under the queue's lock, so that a reset comes before or after.
 //!
-//! Not here yet: packed rings, RSS, and drivers from before virtio 1.0 on big-endian hosts.
+//! Not here yet: packed rings, and drivers from before virtio 1.0 on big-endian hosts.
 //! Nor are received frames longer than `host_mtu` dropped (virtio 1.4, 5.1.4.1): as with QEMU, the
 //! backend's interface is given the same MTU by whoever sets it up.
 
@@ -81,6 +86,7 @@ mod device;
 mod error;
 mod features;
 mod filter;
+mod hash;
 mod header;
 mod kick;
 mod lend;
@@ -91,6 +97,7 @@ mod rx;
 mod shared;
 mod statistics;
 mod tx;
+mod watched;
 
 pub use announce::AnnounceParameters;
 pub use config::{Duplex, VirtioNetConfig};

@@ -1,11 +1,12 @@
 //! One receive and one transmit queue with their port: the net client.
 
 mod all;
+mod steering;
 
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, TryLockError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError, Weak};
 
 use iothread::AioContext;
 use net_client::{
@@ -18,8 +19,10 @@ use virtqueue::{QueueMemory, VirtQueue};
 use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use self::all::{set_offloads, set_queue_pairs};
+use self::steering::Steering;
 use crate::features::{guest_offload_features, header_len};
 use crate::filter::FilterView;
+use crate::hash::HashView;
 use crate::kick::{Watch, again};
 use crate::rx::{ActiveRx, After, Rx};
 use crate::shared::{Shared, lock};
@@ -29,12 +32,14 @@ use crate::tx::{ActiveTx, TurnEnd, Tx};
 /// The header in front of each frame, on either side.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
-    /// The driver's header: 10 or 12 bytes.
+    /// The driver's header: 10, 12 or more bytes.
     pub(crate) header_len: usize,
     /// The peer's: as long as the driver's, or 0 if it carries none.
     pub(crate) host_header_len: usize,
     /// Of the header's fields.
     pub(crate) little_endian: bool,
+    /// The driver's header has the frame's hash.
+    pub(crate) hash: bool,
     /// The driver copes with frames whose checksum is left to it, or was checked.
     pub(crate) guest_csum: bool,
     /// And with frames longer than the MTU.
@@ -64,6 +69,10 @@ pub(crate) struct Pair<M: QueueMemory> {
     enabled: AtomicBool,
     /// What the backend was told last that the driver copes with. A leaf lock.
     offloads: Mutex<Offloads>,
+    /// All pairs of the device, this one too.
+    siblings: OnceLock<Box<[Weak<Self>]>>,
+    /// A leaf lock.
+    steering: Mutex<Steering>,
 }
 
 impl<M: QueueMemory> Pair<M> {
@@ -77,7 +86,6 @@ impl<M: QueueMemory> Pair<M> {
     ) -> Arc<Self> {
         Arc::new_cyclic(|me: &Weak<Self>| Self {
             me: me.clone(),
-            shared,
             port: Port::new(name.clone(), me.clone() as Weak<dyn NetClient>),
             name,
             burst,
@@ -86,8 +94,11 @@ impl<M: QueueMemory> Pair<M> {
             tx: Mutex::new(Tx::new(enabled)),
             tx_room: AtomicBool::new(false),
             tx_kick: Mutex::new(None),
+            siblings: OnceLock::new(),
+            steering: Mutex::new(Steering::new(shared.hashing.clone())),
             enabled: AtomicBool::new(enabled),
             offloads: Mutex::new(Offloads::default()),
+            shared,
         })
     }
 
@@ -123,11 +134,12 @@ impl<M: QueueMemory> Pair<M> {
 
     /// Sets the backend up for a driver that has negotiated `features`.
     pub(crate) fn set_up_backend(&self, features: NetF) -> io::Result<()> {
-        self.with_backend(|backend| {
+        let set_up = self.with_backend(|backend| {
             backend.set_header_len(header_len(features))?;
             backend.set_little_endian(little_endian(features))
-        })
-        .unwrap_or(Ok(()))
+        });
+        lock(&self.steering).host_header_len = self.layout(features).host_header_len;
+        set_up.unwrap_or(Ok(()))
     }
 
     /// Tells the backend what the driver copes with.
@@ -149,7 +161,8 @@ impl<M: QueueMemory> Pair<M> {
         let mergeable = features.contains(NetF::MRG_RXBUF);
         let filter = FilterView::new(self.shared.filter.clone());
         let layout = self.layout(features);
-        let mut active = ActiveRx::new(loan, queue, layout, mergeable, filter, running);
+        let hashes = HashView::new(self.shared.hashing.clone());
+        let mut active = ActiveRx::new(loan, queue, layout, mergeable, filter, hashes, running);
         // With this feature a buffer that a read has not used holds up those behind it.
         if !F::from(features).contains(F::IN_ORDER) {
             active.allow_batches();
@@ -296,6 +309,7 @@ impl<M: QueueMemory> Pair<M> {
             header_len,
             host_header_len: if has_header { header_len } else { 0 },
             little_endian: little_endian(features),
+            hash: features.contains(NetF::HASH_REPORT),
             guest_csum: features.contains(NetF::GUEST_CSUM),
             guest_gso: features.intersects(guest_offload_features() - NetF::GUEST_CSUM),
         }
@@ -375,15 +389,23 @@ impl<M: QueueMemory> Pair<M> {
 
 impl<M: QueueMemory> NetClient for Pair<M> {
     fn receive(&self, frame: &Frame<'_>) -> Received {
+        if self.shared.is_steered() {
+            return self.receive_steered(frame);
+        }
         self.with_rx(|rx| rx.receive(frame, &self.port))
     }
 
     fn flush(&self, _done: &mut dyn FnMut(Token)) {
         // No frame of the peer's is ever kept.
         lock(&self.rx).flush();
+        self.flush_steered();
     }
 
     fn receive_from(&self, source: &mut dyn FrameSource) -> Drained {
+        if self.shared.is_steered() {
+            // Which queue's buffers they are for only they themselves say.
+            return Drained::CannotLend;
+        }
         self.with_rx(|rx| rx.receive_from(source, &self.port))
     }
 

@@ -12,10 +12,10 @@ pub(crate) enum Role {
 }
 
 /// What queue `index` of a device with `pairs` queue pairs is for: receive and transmit queues by turns, then
-/// the control queue. Without `VIRTIO_NET_F_MQ` only the first pair is in use, so the control queue is
-/// the third (virtio 1.4, 5.1.2).
+/// the control queue. Without `VIRTIO_NET_F_MQ` and `VIRTIO_NET_F_RSS` only the first pair is in use, so the
+/// control queue is the third (virtio 1.4, 5.1.2).
 pub(crate) fn role(index: QueueIndex, features: NetF, pairs: usize) -> Option<Role> {
-    let pairs = if features.contains(NetF::MQ) {
+    let pairs = if features.intersects(NetF::MQ | NetF::RSS) {
         pairs
     } else {
         1
@@ -56,6 +56,7 @@ mod tests {
             (8, mq, 4, Some(Role::Ctrl)),
             (9, mq, 4, None),
             (8, NetF::MQ, 4, None),
+            (8, NetF::RSS | NetF::CTRL_VQ, 4, Some(Role::Ctrl)),
             (u16::MAX, mq, 4, None),
         ];
         for (index, features, pairs, expected) in table {

@@ -6,7 +6,7 @@ mod reads;
 
 use std::fmt;
 
-use net_client::{Drained, Frame, FrameSource, Port, Received, Token};
+use net_client::{Drained, DropReason, Frame, FrameSource, Port, Received, Token};
 use virtqueue::{QueueError, QueueMemory};
 
 pub(crate) use self::active::ActiveRx;
@@ -81,6 +81,34 @@ impl<M: QueueMemory> Rx<M> {
         }
         // A frame for a queue that is broken from now on stays where it is: the queue is reset soon.
         active.settle_error(received, Received::Busy)
+    }
+
+    /// Takes a frame that its hash has led here, perhaps from another pair's port: what has no room, or finds no queue,
+    /// is dropped, so that it does not hold up frames for other queues (virtio 1.4, 5.1.6.5.7.3).
+    pub(crate) fn receive_steered(
+        &mut self,
+        frame: &Frame<'_>,
+        host_header_len: usize,
+        port: &Port,
+    ) -> (Received, After) {
+        let is_ours =
+            |active: &&mut ActiveRx<M>| active.layout().host_header_len == host_header_len;
+        match self.active.as_mut().filter(is_ours) {
+            // All are paused, and go on together.
+            Some(active) if !active.running => return (Received::Busy, After::default()),
+            Some(_) if self.enabled => {}
+            _ => {
+                self.statistics.dropped_disabled += 1;
+                port.count_dropped_receiving(DropReason::NotRunning);
+                return (Received::Taken, After::default());
+            }
+        }
+        let (received, after) = self.receive(frame, port);
+        if received == Received::Busy {
+            self.statistics.dropped_no_buffers += 1;
+            port.count_dropped_receiving(DropReason::NoRoom);
+        }
+        (Received::Taken, after)
     }
 
     /// Ends a batch of [`receive`](Self::receive)s.

@@ -8,11 +8,15 @@ use virtio_bus::Transport;
 use virtqueue::QueueError;
 
 use crate::filter::{Filter, FilterCell, Mac};
+use crate::hash::{HashCell, Hashing};
 
-/// The filters, the link and the way to the transport.
+/// The filters, the hashes, the link and the way to the transport.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) filter: Arc<FilterCell>,
+    pub(crate) hashing: Arc<HashCell>,
+    /// Frames go to the pair that their hash leads to, and there are several; as `hashing` has it.
+    steered: AtomicBool,
     /// A leaf lock: the transport is called without it.
     transport: Mutex<Option<Weak<dyn Transport>>>,
     link_down: AtomicBool,
@@ -32,10 +36,26 @@ impl Shared {
     pub(crate) fn new(mac: Mac) -> Self {
         Self {
             filter: FilterCell::new(Filter::new(mac, false)),
+            hashing: HashCell::new(Hashing::new()),
+            steered: AtomicBool::new(false),
             transport: Mutex::new(None),
             link_down: AtomicBool::new(false),
             announcing: Mutex::new(Announcing::default()),
         }
+    }
+
+    /// Changes what the driver has said of hashes.
+    pub(crate) fn change_hashing(&self, change: impl FnOnce(&mut Hashing)) {
+        self.hashing.change(|hashing| {
+            change(hashing);
+            self.steered
+                .store(hashing.steering().is_some(), Ordering::Release);
+        });
+    }
+
+    /// Whether each frame goes to the pair that its hash leads to.
+    pub(crate) fn is_steered(&self) -> bool {
+        self.steered.load(Ordering::Acquire)
     }
 
     pub(crate) fn set_transport(&self, transport: Option<Weak<dyn Transport>>) {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use virtio::net::{Ctrl as Class, F as NetF, ctrl};
+use virtio::net::{Ctrl as Class, F as NetF, HashType, ctrl};
 use virtqueue::{Chain, QueueMemory};
 
 use super::data::Data;
 use crate::features::{guest_offload_features, guest_offloads};
 use crate::filter::MAC_TABLE_ENTRIES;
+use crate::hash::{KEY_LEN, MAX_TABLE, Table, supported_types};
 use crate::pair::{Pair, little_endian, set_offloads, set_queue_pairs};
 use crate::shared::Shared;
 
@@ -30,7 +31,12 @@ impl<M: QueueMemory> Commands<'_, M> {
             Class::Mac => self.mac(ctrl::Mac::try_from(command).ok()?, data),
             Class::Vlan => self.vlan(ctrl::Vlan::try_from(command).ok()?, data),
             Class::Announce => self.announce(ctrl::Announce::try_from(command).ok()?, &data),
-            Class::Mq => self.mq(ctrl::Mq::try_from(command).ok()?, data),
+            Class::Mq => match ctrl::Mq::try_from(command).ok()? {
+                ctrl::Mq::VqPairsSet => self.queue_pairs(data),
+                ctrl::Mq::RssConfig => self.rss(data),
+                ctrl::Mq::HashConfig => self.hash(data),
+                _ => None,
+            },
             Class::GuestOffloads => {
                 self.guest_offloads(ctrl::GuestOffloads::try_from(command).ok()?, data)
             }
@@ -121,18 +127,73 @@ impl<M: QueueMemory> Commands<'_, M> {
 
     /// `VIRTIO_NET_CTRL_MQ` (virtio 1.4, 5.1.6.5.5)
     #[doc(alias = "virtio_net_handle_mq")]
-    fn mq(&self, command: ctrl::Mq, mut data: Data<'_, M>) -> Option<()> {
-        if command != ctrl::Mq::VqPairsSet {
-            return None;
-        }
+    fn queue_pairs(&self, mut data: Data<'_, M>) -> Option<()> {
         self.negotiated(NetF::MQ)?;
         let count = usize::from(self.take_u16(&mut data)?);
         if count == 0 || count > self.pairs.len() {
             return None;
         }
+        self.use_pairs(count)?;
+        // What was said last counts: frames are steered by flow again.
+        self.shared
+            .change_hashing(|hashing| hashing.set_steering(None));
+        Some(())
+    }
+
+    fn use_pairs(&self, count: usize) -> Option<()> {
         set_queue_pairs(self.pairs, count)
             .inspect_err(|error| tracing::debug!(%error, count, "backend refuses queues"))
             .ok()
+    }
+
+    /// `VIRTIO_NET_CTRL_MQ_RSS_CONFIG` (virtio 1.4, 5.1.6.5.7). The pairs in use are as many as may transmit, and as
+    /// many as frames are steered to.
+    #[doc(alias = "virtio_net_handle_rss")]
+    fn rss(&self, mut data: Data<'_, M>) -> Option<()> {
+        self.negotiated(NetF::RSS)?;
+        let types = take_hash_types(&mut data)?;
+        let len = usize::from(u16::from_le_bytes(data.take()?)) + 1;
+        if !len.is_power_of_two() || len > MAX_TABLE {
+            return None;
+        }
+        let pair = |data: &mut Data<'_, M>| {
+            let pair = u16::from_le_bytes(data.take()?);
+            (usize::from(pair) < self.pairs.len()).then_some(pair)
+        };
+        let unclassified = pair(&mut data)?;
+        let pairs: Vec<u16> = (0..len).map(|_| pair(&mut data)).collect::<Option<_>>()?;
+        let transmitting = usize::from(u16::from_le_bytes(data.take()?));
+        if transmitting == 0 || transmitting > self.pairs.len() {
+            return None;
+        }
+        let key = take_key(&mut data, types)?;
+        let last = pairs.iter().copied().fold(unclassified, u16::max);
+        self.use_pairs(transmitting.max(usize::from(last) + 1))?;
+        // With one pair there is nowhere else to go.
+        let table = (self.pairs.len() > 1).then_some(Table {
+            pairs,
+            unclassified,
+        });
+        self.shared.change_hashing(|hashing| {
+            hashing.set(types, &key);
+            hashing.set_steering(table);
+        });
+        Some(())
+    }
+
+    /// `VIRTIO_NET_CTRL_MQ_HASH_CONFIG` (virtio 1.4, 5.1.6.5.6.4)
+    fn hash(&self, mut data: Data<'_, M>) -> Option<()> {
+        self.negotiated(NetF::HASH_REPORT)?;
+        let types = take_hash_types(&mut data)?;
+        let [0, 0, 0, 0, 0, 0, 0, 0] = data.take()? else {
+            return None;
+        };
+        let key = take_key(&mut data, types)?;
+        self.shared.change_hashing(|hashing| {
+            hashing.set(types, &key);
+            hashing.set_steering(None);
+        });
+        Some(())
     }
 
     /// `VIRTIO_NET_CTRL_GUEST_OFFLOADS` (virtio 1.4, 5.1.6.5.6)
@@ -171,4 +232,24 @@ impl<M: QueueMemory> Commands<'_, M> {
             u16::from_ne_bytes(bytes)
         })
     }
+}
+
+/// A key with its length in front of it, that is all that is left; one that is shorter than a key may be has zeroes
+/// behind it. Hashes need one.
+fn take_key<M: QueueMemory>(data: &mut Data<'_, M>, types: HashType) -> Option<[u8; KEY_LEN]> {
+    let [len] = data.take()?;
+    if len == 0 && !types.is_empty() {
+        return None;
+    }
+    let mut key = [0; KEY_LEN];
+    for byte in key.get_mut(..usize::from(len))? {
+        [*byte] = data.take()?;
+    }
+    data.is_empty().then_some(key)
+}
+
+fn take_hash_types<M: QueueMemory>(data: &mut Data<'_, M>) -> Option<HashType> {
+    let bits = virtio::le32::from_ne(u32::from_le_bytes(data.take()?));
+    let types = HashType::from_bits_retain(bits);
+    supported_types().contains(types).then_some(types)
 }

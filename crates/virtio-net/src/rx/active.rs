@@ -19,6 +19,7 @@ use super::peek::Place;
 use super::reads::{Ended, Reads};
 use crate::buffers::{Buffers, Chains};
 use crate::filter::{FilterView, PEEK};
+use crate::hash::HashView;
 use crate::kick::{Watch, again};
 use crate::lend::Overflow;
 use crate::pair::Layout;
@@ -71,6 +72,7 @@ impl<M: QueueMemory> ActiveRx<M> {
         layout: Layout,
         mergeable: bool,
         filter: FilterView,
+        hashes: HashView,
         running: bool,
     ) -> Self {
         Self {
@@ -78,7 +80,7 @@ impl<M: QueueMemory> ActiveRx<M> {
             layout,
             mergeable,
             filter,
-            buffers: Buffers::new(queue, layout, mergeable),
+            buffers: Buffers::new(queue, layout, mergeable, hashes),
             iov: Vec::new(),
             overflow: Overflow::default(),
             reads: Reads::new(),
@@ -107,6 +109,10 @@ impl<M: QueueMemory> ActiveRx<M> {
 
     pub(crate) fn loan(&self) -> &ActiveQueue {
         &self.loan
+    }
+
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// Reads that the source has not finished.

@@ -7,5 +7,6 @@ mod filter;
 mod harness;
 mod life;
 mod pairs;
+mod rss;
 mod rx;
 mod tx;
