@@ -11,7 +11,7 @@ const LEVELS: [&[&str]; 6] = [
     &["keyval", "qom", "iothread", "virtqueue", "virtio-guest"],
     &["qdev", "net-client"],
     &["virtio-bus", "vm-pci", "net-tap"],
-    &["virtio-net", "virtio-pci"],
+    &["virtio-net", "virtio-pci", "vhost-user-transport"],
     &["virtio-pci-proxies"],
     &["examples", "benches", "xtask"],
 ];

@@ -66,6 +66,11 @@ pub struct VirtioNetConfig {
     pub status: bool,
     /// There is a control queue.
     pub ctrl_vq: bool,
+    /// The control queue is the front end's of a vhost-user connection: the device has none, of what needs one
+    /// it offers several pairs only, and
+    /// [`set_queue_enabled`](virtio_bus::VirtioDevice::set_queue_enabled) says which of them are in use. No
+    /// property of QEMU's.
+    pub ctrl_by_front_end: bool,
     /// The driver may say which frames it wants, by address.
     pub ctrl_rx: bool,
     /// The driver may say which frames it wants, by more modes.
@@ -136,6 +141,7 @@ impl Default for VirtioNetConfig {
             mrg_rxbuf: true,
             status: true,
             ctrl_vq: true,
+            ctrl_by_front_end: false,
             ctrl_rx: true,
             ctrl_rx_extra: true,
             ctrl_vlan: true,

@@ -39,6 +39,7 @@ pub struct VirtioNet<M: QueueMemory> {
     /// What the NIC's address is at reset.
     mac: Mac,
     queue_sizes: Vec<u16>,
+    ctrl_by_front_end: bool,
     shared: Arc<Shared>,
     pairs: Vec<Arc<Pair<M>>>,
     ctrl: Arc<Ctrl<M>>,
@@ -118,6 +119,7 @@ impl<M: QueueMemory> VirtioNet<M> {
             offered,
             config_space: ConfigSpace::new(&config, net, max_pairs),
             mac: config.mac,
+            ctrl_by_front_end: config.ctrl_by_front_end,
             queue_sizes,
             ctrl: Ctrl::new(shared.clone(), pairs.clone(), first_context.clone()),
             announcer: Announcer::new(shared.clone(), first_context.clone()),
@@ -293,7 +295,12 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
             reason,
         };
         let net = NetF::from(features);
-        if !net.requirements_satisfied() {
+        let required = if self.ctrl_by_front_end {
+            net - NetF::MQ
+        } else {
+            net
+        };
+        if !required.requirements_satisfied() {
             return Err(refuse("a feature is chosen without one that it needs"));
         }
         if net.contains(NetF::RING_PACKED) {
@@ -390,6 +397,18 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
             Role::Rx(i) => self.pairs.get(i)?.stop_rx(),
             Role::Tx(i) => self.pairs.get(i)?.stop_tx(),
             Role::Ctrl => self.ctrl.stop(),
+        }
+    }
+
+    /// A pair is in use while its receive queue is: front ends say the same of both of its queues.
+    fn set_queue_enabled(&self, index: QueueIndex, enabled: bool) {
+        let state = lock(&self.state);
+        let features = NetF::from(state.features);
+        if let Some(Role::Rx(i)) = role(index, features, self.pairs.len())
+            && let Some(pair) = self.pairs.get(i)
+            && let Err(error) = pair.set_enabled(enabled)
+        {
+            tracing::warn!(pair = i, %error, "backend cannot take a queue into use");
         }
     }
 

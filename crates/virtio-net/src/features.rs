@@ -140,8 +140,13 @@ pub(crate) fn offered(config: &VirtioNetConfig, backend: Option<Offloads>) -> F 
             features -= offload.host | offload.guest;
         }
     }
+    if config.ctrl_by_front_end {
+        features -= NetF::CTRL_VQ;
+    }
     for (feature, needs) in REQUIREMENTS {
-        if !features.intersects(needs) {
+        // Of several pairs the front end has the control queue.
+        let elsewhere = config.ctrl_by_front_end && feature == NetF::MQ;
+        if !features.intersects(needs) && !elsewhere {
             features -= feature;
         }
     }

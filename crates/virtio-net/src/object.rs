@@ -181,6 +181,7 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
         mrg_rxbuf: device.get("mrg_rxbuf")?,
         status: device.get("status")?,
         ctrl_vq: device.get("ctrl_vq")?,
+        ctrl_by_front_end: false,
         ctrl_rx: device.get("ctrl_rx")?,
         ctrl_rx_extra: device.get("ctrl_rx_extra")?,
         ctrl_vlan: device.get("ctrl_vlan")?,

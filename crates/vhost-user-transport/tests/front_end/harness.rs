@@ -1,0 +1,228 @@
+//! A guest at the other end of the socket: memory in a file, rings in it, and the protocol's front end.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use iothread::IoThread;
+use net_client::Recorder;
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost_user_transport::{ServeError, VhostUserTransport};
+use virtio::{F, le128};
+use virtio_net::{VirtioNet, VirtioNetConfig};
+use virtqueue::mock::{Buffer, SplitDriver};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::tempfile::TempFile;
+
+pub(crate) const MEMORY: usize = 0x20_0000;
+/// Where the guest's memory is for the front end.
+pub(crate) const USER: u64 = 0x5500_0000_0000;
+pub(crate) const SIZE: u16 = 64;
+pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
+const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(crate) type Map = Arc<GuestMemoryMmap<()>>;
+
+/// A NIC behind the transport; its wire is one recorder for each pair.
+pub(crate) struct Nic {
+    pub(crate) transport: Arc<VhostUserTransport>,
+    pub(crate) wires: Vec<Arc<Recorder>>,
+    _io: IoThread,
+}
+
+impl Nic {
+    pub(crate) fn new(pairs: usize) -> Self {
+        let io = IoThread::new("io").unwrap();
+        let wires: Vec<_> = (0..pairs)
+            .map(|i| Recorder::new(format!("wire{i}")))
+            .collect();
+        let config = VirtioNetConfig {
+            mq: pairs > 1,
+            ctrl_by_front_end: true,
+            ..VirtioNetConfig::default()
+        };
+        let ports = wires.iter().map(|wire| wire.port().clone()).collect();
+        let nic = VirtioNet::new(config, ports, vec![io.context()]).unwrap();
+        let transport = VhostUserTransport::new();
+        transport.bus().plug(nic).unwrap();
+        Self {
+            transport,
+            wires,
+            _io: io,
+        }
+    }
+
+    /// A front end that has just connected.
+    pub(crate) fn connect(&self) -> (Frontend, JoinHandle<Result<(), ServeError>>) {
+        let (theirs, ours) = UnixStream::pair().unwrap();
+        let transport = self.transport.clone();
+        let served = thread::spawn(move || transport.serve(ours));
+        (Frontend::from_stream(theirs, 8), served)
+    }
+}
+
+/// A front end that has negotiated, and its guest.
+pub(crate) struct Guest {
+    pub(crate) frontend: Frontend,
+    pub(crate) served: JoinHandle<Result<(), ServeError>>,
+    pub(crate) memory: Map,
+    pub(crate) region: VhostUserMemoryRegionInfo,
+    pub(crate) features: u64,
+    pub(crate) rings: Vec<GuestRing>,
+    _file: TempFile,
+}
+
+/// One ring of the guest's.
+pub(crate) struct GuestRing {
+    pub(crate) driver: SplitDriver<Map>,
+    pub(crate) kick: EventFd,
+    pub(crate) call: EventFd,
+}
+
+impl Guest {
+    /// Negotiates all that is offered, passes the memory, and lays out `rings` rings, set up but not started.
+    pub(crate) fn new(nic: &Nic, rings: usize) -> Self {
+        let (mut frontend, served) = nic.connect();
+        frontend.set_owner().unwrap();
+        let features = frontend.get_features().unwrap();
+        let protocol = frontend.get_protocol_features().unwrap();
+        frontend.set_protocol_features(protocol).unwrap();
+        assert!(protocol.contains(VhostUserProtocolFeatures::REPLY_ACK));
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        frontend.set_features(features).unwrap();
+
+        let file = TempFile::new().unwrap();
+        file.as_file().set_len(MEMORY as u64).unwrap();
+        let offset = FileOffset::new(file.as_file().try_clone().unwrap(), 0);
+        let memory = Arc::new(
+            GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY, Some(offset))])
+                .unwrap(),
+        );
+        let region = VhostUserMemoryRegionInfo {
+            guest_phys_addr: 0,
+            memory_size: MEMORY as u64,
+            userspace_addr: USER,
+            mmap_offset: 0,
+            mmap_handle: file.as_file().as_raw_fd(),
+        };
+        frontend.set_mem_table(&[region]).unwrap();
+        let negotiated = F::from_bits_retain(le128::from_ne(u128::from(features)));
+        let rings = (0..rings)
+            .map(|i| GuestRing {
+                driver: SplitDriver::new(
+                    memory.clone(),
+                    GuestAddress(0x2000 * i as u64),
+                    SIZE,
+                    negotiated,
+                ),
+                kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+                call: EventFd::new(EFD_NONBLOCK).unwrap(),
+            })
+            .collect();
+        let mut guest = Self {
+            frontend,
+            served,
+            memory,
+            region,
+            features,
+            rings,
+            _file: file,
+        };
+        for i in 0..guest.rings.len() {
+            guest.set_up(i);
+        }
+        guest
+    }
+
+    fn set_up(&mut self, i: usize) {
+        let ring = &self.rings[i];
+        self.frontend.set_vring_num(i, SIZE).unwrap();
+        self.frontend.set_vring_addr(i, &self.addresses(i)).unwrap();
+        self.frontend.set_vring_call(i, &ring.call).unwrap();
+    }
+
+    pub(crate) fn addresses(&self, i: usize) -> VringConfigData {
+        let config = self.rings[i].driver.config();
+        VringConfigData {
+            queue_max_size: SIZE,
+            queue_size: SIZE,
+            flags: 0,
+            desc_table_addr: USER + config.desc,
+            used_ring_addr: USER + config.device,
+            avail_ring_addr: USER + config.driver,
+            log_addr: None,
+        }
+    }
+
+    pub(crate) fn start(&self, i: usize) {
+        self.frontend
+            .set_vring_kick(i, &self.rings[i].kick)
+            .unwrap();
+    }
+
+    /// All rings run and are in use.
+    pub(crate) fn run(&mut self) {
+        for i in 0..self.rings.len() {
+            self.start(i);
+            self.frontend.set_vring_enable(i, true).unwrap();
+        }
+    }
+
+    /// Queues a frame on transmit queue `i`, and kicks.
+    pub(crate) fn send(&mut self, i: usize, bytes: &[u8]) {
+        let at = 0x10_0000 + 0x1000 * u64::from(self.rings[i].driver.avail_idx() % 64);
+        self.memory.write_slice(&[0; 12], GuestAddress(at)).unwrap();
+        self.memory
+            .write_slice(bytes, GuestAddress(at + 12))
+            .unwrap();
+        let len = u32::try_from(bytes.len()).unwrap() + 12;
+        self.rings[i].driver.add(&[Buffer::readable(at, len)]);
+        self.rings[i].kick.write(1).unwrap();
+    }
+
+    /// Makes a buffer available on receive queue `i`, and kicks; where it is.
+    pub(crate) fn offer(&mut self, i: usize) -> u64 {
+        let at = 0x18_0000 + 0x1000 * u64::from(self.rings[i].driver.avail_idx() % 64);
+        self.rings[i].driver.add(&[Buffer::writable(at, 0x1000)]);
+        self.rings[i].kick.write(1).unwrap();
+        at
+    }
+
+    /// Waits for the next used element of ring `i`.
+    pub(crate) fn used(&mut self, i: usize) -> (u32, u32) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            if let Some(used) = self.rings[i].driver.take_used() {
+                return used;
+            }
+            assert!(Instant::now() < end, "nothing used on ring {i}");
+            thread::yield_now();
+        }
+    }
+
+    /// The front end leaves; what serving it came to.
+    pub(crate) fn leave(self) -> Result<(), ServeError> {
+        drop(self.frontend);
+        self.served.join().unwrap()
+    }
+}
+
+/// Waits for a signal.
+pub(crate) fn signalled(fd: &EventFd) {
+    let end = Instant::now() + DEADLINE;
+    while fd.read().is_err() {
+        assert!(Instant::now() < end, "no signal");
+        thread::yield_now();
+    }
+}
+
+/// Waits for the frame on a wire, past its header.
+pub(crate) fn arrived(wire: &Recorder, bytes: &[u8]) {
+    let frame = wire.wait_for(DEADLINE, |frame| frame.ends_with(bytes));
+    assert!(frame.is_some(), "{bytes:x?} did not arrive");
+}
