@@ -32,7 +32,8 @@ pub enum Error {
     NoVector(u16),
     /// The device did not take the vector for what it was to signal.
     VectorRefused(u16),
-    /// A queue size of 0, not a power of two, or above what device or driver can hold.
+    /// A queue size of 0, above what device or driver can hold, or that the ring's format does not have (split: no
+    /// power of two).
     QueueSize(u16),
     /// Memory for rings or buffers ran out at a piece of this length.
     OutOfMemory {

@@ -11,7 +11,7 @@
 //! | [`platform`] | [`Platform`]: configuration space, ports, BARs and memory of the machine |
 //! | [`memory`] | [`DmaMemory`]: hands out the memory that driver and device share |
 //! | [`pci`] | functions, capabilities, BARs and MSI-X, and [`VirtioPciTransport`] over them |
-//! | [`queue`] | [`VirtQueue`]: the driver's half of a ring |
+//! | [`queue`] | [`VirtQueue`]: the driver's half of a queue, with split or packed rings |
 //! | [`net`] | [`NetDriver`]: sends and receives frames, runs control commands |
 //! | `phy` | the network driver as a `smoltcp` device (feature `smoltcp`) |
 //!
@@ -32,11 +32,12 @@
 //! }
 //! ```
 //!
+//! Rings are packed, and used in order, where `NetConfig::features` ask for it and the device agrees.
 //! Every step is a method of its own on a lower level, and the rings lie in plain sight
 //! ([`VirtQueue::ring`](queue::VirtQueue::ring)): a test that wants to be a bad guest does
 //! not need another driver.
 //!
-//! Not here: legacy and transitional operation, packed rings, more than one pair of queues.
+//! Not here: legacy and transitional operation, more than one pair of queues.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -1,12 +1,19 @@
 //! The driver's half of a virtqueue.
 
+mod in_order;
+mod packed;
 mod split;
+#[cfg(test)]
+mod tests;
 
+pub use packed::{PackedDescriptor, PackedRing};
 pub use split::SplitRing;
 
 use virtio::F;
 
 use crate::{DmaMemory, DmaRegion, Error, Platform, Width};
+use in_order::InOrder;
+use packed::Place;
 
 /// Where a queue lies, in the words of the device's registers (virtio 1.4, 4.1.4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,15 +22,17 @@ pub struct QueueLayout {
     pub index: u16,
     /// Entries.
     pub size: u16,
-    /// Guest-physical address of the descriptor area (split: the descriptor table).
+    /// Guest-physical address of the descriptor area (split: the descriptor table; packed: the ring).
     pub desc: u64,
-    /// Guest-physical address of the driver area (split: the available ring).
+    /// Guest-physical address of the driver area (split: the available ring; packed: the driver's
+    /// event suppression).
     pub driver: u64,
-    /// Guest-physical address of the device area (split: the used ring).
+    /// Guest-physical address of the device area (split: the used ring; packed: the device's event
+    /// suppression).
     pub device: u64,
 }
 
-/// One descriptor, as numbers.
+/// One descriptor of a split ring, as numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Descriptor {
     /// Guest-physical address of the buffer.
@@ -45,7 +54,16 @@ pub struct Used {
     pub len: u32,
 }
 
-/// The driver's half of one queue of at most `N` entries.
+/// The bytes of a queue's rings, in the format that was negotiated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ring {
+    /// Without `VIRTIO_F_RING_PACKED`.
+    Split(SplitRing),
+    /// With it.
+    Packed(PackedRing),
+}
+
+/// The driver's half of one queue of at most `N` entries, with split or packed rings.
 ///
 /// The device gets a chain in three steps: [`add`](Self::add) writes descriptors,
 /// [`publish`](Self::publish) makes all chains added so far available at once and tells whether
@@ -54,23 +72,27 @@ pub struct Used {
 /// [`pop`](Self::pop) in the order in which the device used them.
 ///
 /// What is in flight is kept here and not read back from shared memory; the device can lie about
-/// completions only in ways that [`pop`](Self::pop) finds. Split rings are the one format so far;
-/// a packed ring fits behind the same methods.
+/// completions only in ways that [`pop`](Self::pop) finds.
 #[derive(Debug)]
 pub struct VirtQueue<const N: usize> {
-    ring: SplitRing,
-    /// The entry after the last chain added (published or not), counting on past the size.
+    ring: Ring,
+    /// The entry after the last chain added (published or not). Split: counting on past the size.
+    /// Packed: a [`Place`].
     next_avail: u16,
-    /// The index that the device was last told.
+    /// The same of what the device was last told.
     published: u16,
     /// The entry of the used ring to look at next, counting likewise.
     next_used: u16,
-    /// For each descriptor, the next one: of its chain in flight, or of the free list.
+    /// Packed: what makes all chains available that were added and not published.
+    unpublished: Option<Unpublished>,
+    /// For each head, the next one of the free list. Split: or of its chain in flight.
     next: [u16; N],
-    /// For each head in flight, how many descriptors of the table it holds, and its token.
-    in_flight: [Option<(u16, u16)>; N],
+    /// What each head in flight stands for.
+    in_flight: [Option<Flight>; N],
     free_head: u16,
     free: u16,
+    /// With `VIRTIO_F_IN_ORDER`.
+    in_order: Option<InOrder<N>>,
     event_idx: bool,
     notification_data: bool,
     /// One indirect table for each head, and how many entries each has.
@@ -78,16 +100,37 @@ pub struct VirtQueue<const N: usize> {
     notify_offset: u32,
 }
 
+/// A chain in flight.
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    /// How many entries of the table or ring it holds.
+    entries: u16,
+    token: u16,
+    /// Bytes that the device may write.
+    writable: u32,
+}
+
+/// The flags that the first descriptor of a batch still lacks.
+#[derive(Clone, Copy, Debug)]
+struct Unpublished {
+    slot: u16,
+    flags: u16,
+    /// Descriptors of the batch.
+    count: u16,
+}
+
 impl<const N: usize> VirtQueue<N> {
     /// Lays queue `index` out with `size` entries in memory taken from `memory`.
     ///
-    /// With `VIRTIO_F_EVENT_IDX` in `features` notifications are suppressed by index, else by
-    /// flag. With `VIRTIO_F_INDIRECT_DESC`, and `indirect` not 0, a chain of 2 up to `indirect`
-    /// buffers goes into an indirect table and takes one descriptor.
+    /// `features` are those that were negotiated. With `VIRTIO_F_RING_PACKED` the queue has packed
+    /// rings, else split ones. With `VIRTIO_F_EVENT_IDX` notifications are suppressed by index, else
+    /// by flag. With `VIRTIO_F_INDIRECT_DESC`, and `indirect` not 0, a chain of 2 up to `indirect`
+    /// buffers goes into an indirect table and takes one descriptor. With `VIRTIO_F_IN_ORDER` a device
+    /// may complete several chains by naming the last.
     ///
     /// # Errors
     ///
-    /// [`Error::QueueSize`] if `size` is 0, no power of two, or above `N`;
+    /// [`Error::QueueSize`] if `size` is 0, above `N`, no power of two (split) or above 2^15 (packed);
     /// [`Error::OutOfMemory`].
     pub fn new<P: Platform>(
         platform: &P,
@@ -97,10 +140,22 @@ impl<const N: usize> VirtQueue<N> {
         features: F,
         indirect: u16,
     ) -> Result<Self, Error> {
-        if !size.is_power_of_two() || usize::from(size) > N {
+        let packed = features.contains(F::RING_PACKED);
+        let is_legal = if packed {
+            (1..=PackedRing::MAX_SIZE).contains(&size)
+        } else {
+            size.is_power_of_two()
+        };
+        if !is_legal || usize::from(size) > N {
             return Err(Error::QueueSize(size));
         }
-        let ring = SplitRing::allocate(platform, memory, index, size)?;
+        let (ring, start) = if packed {
+            let ring = PackedRing::allocate(platform, memory, index, size)?;
+            (Ring::Packed(ring), Place::START.value())
+        } else {
+            let ring = SplitRing::allocate(platform, memory, index, size)?;
+            (Ring::Split(ring), 0)
+        };
         let indirect = if features.contains(F::INDIRECT_DESC) && indirect != 0 {
             let len = u32::from(size)
                 .checked_mul(u32::from(indirect) * SplitRing::DESCRIPTOR_LEN)
@@ -115,13 +170,15 @@ impl<const N: usize> VirtQueue<N> {
         }
         Ok(Self {
             ring,
-            next_avail: 0,
-            published: 0,
-            next_used: 0,
+            next_avail: start,
+            published: start,
+            next_used: start,
+            unpublished: None,
             next,
             in_flight: [None; N],
             free_head: 0,
             free: size,
+            in_order: features.contains(F::IN_ORDER).then(InOrder::new),
             event_idx: features.contains(F::EVENT_IDX),
             notification_data: features.contains(F::NOTIFICATION_DATA),
             indirect,
@@ -151,24 +208,59 @@ impl<const N: usize> VirtQueue<N> {
         if count == 0 || needed > self.free {
             return Err(Error::QueueFull);
         }
-
         let head = self.free_head;
+        let table = match table {
+            Some((tables, most)) => Some(
+                tables
+                    .piece(head, u32::from(most) * SplitRing::DESCRIPTOR_LEN)
+                    .ok_or(Error::QueueFull)?,
+            ),
+            None => None,
+        };
         let buffers = readable
             .iter()
             .map(|buffer| (buffer, 0))
-            .chain(writable.iter().map(|buffer| (buffer, SplitRing::WRITE)));
-        if let Some((tables, most)) = table {
-            let table = tables
-                .piece(head, u32::from(most) * SplitRing::DESCRIPTOR_LEN)
-                .ok_or(Error::QueueFull)?;
-            for (i, (buffer, write)) in (0..count).zip(buffers) {
-                let more = if i + 1 < count { SplitRing::NEXT } else { 0 };
-                let descriptor = Descriptor {
-                    address: buffer.address,
-                    len: buffer.len,
-                    flags: write | more,
-                    next: if more == 0 { 0 } else { i + 1 },
-                };
+            .chain(writable.iter().map(|buffer| (buffer, SplitRing::WRITE)))
+            .zip(0..)
+            .map(|((buffer, write), i)| Buffer {
+                address: buffer.address,
+                len: buffer.len,
+                write,
+                more: i + 1 < count,
+            });
+        match self.ring {
+            Ring::Split(ring) => self.write_split(platform, ring, buffers, table),
+            Ring::Packed(ring) => self.write_packed(platform, ring, buffers, table),
+        }
+        self.free -= needed;
+        if let Some(slot) = self.in_flight.get_mut(usize::from(head)) {
+            *slot = Some(Flight {
+                entries: needed,
+                token,
+                writable: writable
+                    .iter()
+                    .fold(0, |sum: u32, buffer| sum.saturating_add(buffer.len)),
+            });
+        }
+        if let Some(in_order) = &mut self.in_order {
+            in_order.added(head);
+        }
+        Ok(())
+    }
+
+    fn write_split<P: Platform>(
+        &mut self,
+        platform: &P,
+        ring: SplitRing,
+        buffers: impl Iterator<Item = Buffer>,
+        table: Option<DmaRegion>,
+    ) {
+        let head = self.free_head;
+        if let Some(table) = table {
+            let mut count = 0;
+            for (buffer, i) in buffers.zip(0..) {
+                count = i + 1;
+                let descriptor = buffer.split(count);
                 SplitRing::write_descriptor_at(platform, table.address, i, descriptor);
             }
             let descriptor = Descriptor {
@@ -177,47 +269,132 @@ impl<const N: usize> VirtQueue<N> {
                 flags: SplitRing::INDIRECT,
                 next: 0,
             };
-            self.ring.write_descriptor(platform, head, descriptor);
+            ring.write_descriptor(platform, head, descriptor);
             self.free_head = self.following(head);
         } else {
-            for (i, (buffer, write)) in (0..count).zip(buffers) {
+            for buffer in buffers {
                 let entry = self.free_head;
                 let next = self.following(entry);
-                let more = if i + 1 < count { SplitRing::NEXT } else { 0 };
-                let descriptor = Descriptor {
-                    address: buffer.address,
-                    len: buffer.len,
-                    flags: write | more,
-                    next: if more == 0 { 0 } else { next },
-                };
-                self.ring.write_descriptor(platform, entry, descriptor);
+                ring.write_descriptor(platform, entry, buffer.split(next));
                 self.free_head = next;
             }
         }
-        self.free -= needed;
-        if let Some(slot) = self.in_flight.get_mut(usize::from(head)) {
-            *slot = Some((needed, token));
-        }
-        self.ring.set_available(platform, self.next_avail, head);
+        ring.set_available(platform, self.next_avail, head);
         self.next_avail = self.next_avail.wrapping_add(1);
-        Ok(())
+    }
+
+    /// Writes the descriptors of a chain, the flags of the first last (virtio 1.4, 2.8.17.1); of the first
+    /// chain of a batch they are left for [`publish`](Self::publish). A device looks at no chain before it has
+    /// seen the one before it, so the others may have theirs.
+    fn write_packed<P: Platform>(
+        &mut self,
+        platform: &P,
+        ring: PackedRing,
+        buffers: impl Iterator<Item = Buffer>,
+        table: Option<DmaRegion>,
+    ) {
+        let id = self.free_head;
+        let size = ring.layout().size;
+        let first = Place::of(self.next_avail);
+        let mut place = first;
+        let mut first_flags = 0;
+        let mut write = |descriptor: PackedDescriptor| {
+            let flags = descriptor.flags | place.available();
+            if place == first {
+                first_flags = flags;
+                // Not available: the flags are those that the slot has had.
+                ring.write_body(platform, place.offset(), descriptor);
+            } else {
+                let descriptor = PackedDescriptor {
+                    flags,
+                    ..descriptor
+                };
+                ring.write_descriptor(platform, place.offset(), descriptor);
+            }
+            place = place.plus(1, size);
+        };
+        if let Some(table) = table {
+            let mut len = 0;
+            for (buffer, i) in buffers.zip(0..) {
+                let descriptor = PackedDescriptor {
+                    address: buffer.address,
+                    len: buffer.len,
+                    id: 0,
+                    flags: buffer.write,
+                };
+                PackedRing::write_descriptor_at(platform, table.address, i, descriptor);
+                len += PackedRing::DESCRIPTOR_LEN;
+            }
+            write(PackedDescriptor {
+                address: table.address,
+                len,
+                id,
+                flags: SplitRing::INDIRECT,
+            });
+        } else {
+            for buffer in buffers {
+                write(PackedDescriptor {
+                    address: buffer.address,
+                    len: buffer.len,
+                    id,
+                    flags: buffer.write | buffer.next(),
+                });
+            }
+        }
+        let count = Place::since(place, first, size);
+        self.next_avail = place.value();
+        self.free_head = self.following(id);
+        match &mut self.unpublished {
+            Some(batch) => {
+                batch.count += count;
+                ring.set_flags(platform, first.offset(), first_flags);
+            }
+            None => {
+                self.unpublished = Some(Unpublished {
+                    slot: first.offset(),
+                    flags: first_flags,
+                    count,
+                });
+            }
+        }
     }
 
     /// Makes the chains added since the last time available, and returns whether the device wants
-    /// to be notified of them (virtio 1.4, 2.7.13.4).
+    /// to be notified of them (virtio 1.4, 2.7.13.4, 2.8.17.2).
     pub fn publish<P: Platform>(&mut self, platform: &P) -> bool {
         let (old, new) = (self.published, self.next_avail);
-        if old == new {
-            return false;
-        }
-        self.ring.set_available_index(platform, new);
         self.published = new;
-        // The device must see the index before its wish is read, or both sides may go to sleep.
-        platform.barrier();
-        if self.event_idx {
-            crossed(self.ring.available_event(platform), old, new)
-        } else {
-            self.ring.used_flags(platform) & SplitRing::NO_NOTIFY == 0
+        match self.ring {
+            Ring::Split(ring) => {
+                if old == new {
+                    return false;
+                }
+                ring.set_available_index(platform, new);
+                // The device must see the index before its wish is read, or both sides may go to sleep.
+                platform.barrier();
+                if self.event_idx {
+                    crossed(ring.available_event(platform), old, new)
+                } else {
+                    ring.used_flags(platform) & SplitRing::NO_NOTIFY == 0
+                }
+            }
+            Ring::Packed(ring) => {
+                let Some(batch) = self.unpublished.take() else {
+                    return false;
+                };
+                ring.set_flags(platform, batch.slot, batch.flags);
+                // As above.
+                platform.barrier();
+                let (event, flags) = ring.device_event(platform);
+                match flags {
+                    PackedRing::DISABLE => false,
+                    PackedRing::DESC => {
+                        let size = ring.layout().size;
+                        Place::since(Place::of(event), Place::of(old), size) < batch.count
+                    }
+                    _ => true,
+                }
+            }
         }
     }
 
@@ -228,45 +405,112 @@ impl<const N: usize> VirtQueue<N> {
     /// [`Error::BrokenRing`] if the device completes what it was not given, or more than it was
     /// given; the same entry is looked at again the next time.
     pub fn pop<P: Platform>(&mut self, platform: &P) -> Result<Option<Used>, Error> {
-        let broken = Error::BrokenRing(self.ring.layout().index);
-        let ahead = self.ring.used_index(platform).wrapping_sub(self.next_used);
-        if ahead == 0 {
+        let broken = Error::BrokenRing(self.layout().index);
+        let Some((head, len)) = self.next_completion(platform)? else {
             return Ok(None);
-        }
-        if ahead > self.ring.layout().size {
-            return Err(broken);
-        }
-        let (id, len) = self.ring.used(platform, self.next_used);
-        let head = u16::try_from(id).map_err(|_| broken)?;
+        };
         let slot = self.in_flight.get_mut(usize::from(head)).ok_or(broken)?;
-        let (count, token) = slot.take().ok_or(broken)?;
-
+        let flight = slot.take().ok_or(broken)?;
         // The whole chain goes to the front of the free list.
         let mut last = head;
-        for _ in 1..count {
-            last = self.following(last);
+        match self.ring {
+            Ring::Split(_) => {
+                for _ in 1..flight.entries {
+                    last = self.following(last);
+                }
+                self.next_used = self.next_used.wrapping_add(1);
+            }
+            Ring::Packed(ring) => {
+                let next = Place::of(self.next_used).plus(flight.entries, ring.layout().size);
+                self.next_used = next.value();
+            }
         }
         if let Some(next) = self.next.get_mut(usize::from(last)) {
             *next = self.free_head;
         }
         self.free_head = head;
-        self.free += count;
-        self.next_used = self.next_used.wrapping_add(1);
-        Ok(Some(Used { token, len }))
+        self.free += flight.entries;
+        Ok(Some(Used {
+            token: flight.token,
+            len: len.unwrap_or(flight.writable),
+        }))
+    }
+
+    /// Which chain is completed next, and how many bytes were written: unknown, so all, for one that the
+    /// device has skipped.
+    fn next_completion<P: Platform>(
+        &mut self,
+        platform: &P,
+    ) -> Result<Option<(u16, Option<u32>)>, Error> {
+        if let Some(next) = self.in_order.as_mut().and_then(InOrder::next_of_batch) {
+            return Ok(Some(next));
+        }
+        let broken = Error::BrokenRing(self.layout().index);
+        let Some((id, len, most)) = self.next_used(platform)? else {
+            return Ok(None);
+        };
+        let head = u16::try_from(id).map_err(|_| broken)?;
+        let in_flight = self.in_flight.get(usize::from(head)).ok_or(broken)?;
+        if in_flight.is_none() {
+            return Err(broken);
+        }
+        let Some(in_order) = &mut self.in_order else {
+            return Ok(Some((head, Some(len))));
+        };
+        // Those before it are done with too (virtio 1.4, 2.7.9, 2.8.8).
+        in_order.begin_batch(head, len, most).ok_or(broken)?;
+        Ok(in_order.next_of_batch())
+    }
+
+    /// The next entry that the device has written: id, length, and how many chains it may stand for.
+    fn next_used<P: Platform>(&self, platform: &P) -> Result<Option<(u32, u32, u16)>, Error> {
+        let QueueLayout { index, size, .. } = self.layout();
+        match self.ring {
+            Ring::Split(ring) => {
+                let ahead = ring.used_index(platform).wrapping_sub(self.next_used);
+                if ahead == 0 {
+                    return Ok(None);
+                }
+                if ahead > size {
+                    return Err(Error::BrokenRing(index));
+                }
+                let (id, len) = ring.used(platform, self.next_used);
+                Ok(Some((id, len, ahead)))
+            }
+            Ring::Packed(ring) => {
+                let place = Place::of(self.next_used);
+                if self.free == size || !ring.is_used(platform, place) {
+                    return Ok(None);
+                }
+                let used = ring.descriptor(platform, place.offset());
+                Ok(Some((used.id.into(), used.len, size)))
+            }
+        }
     }
 
     /// Whether the device is done with chains that were not popped yet.
     pub fn has_used<P: Platform>(&self, platform: &P) -> bool {
-        self.ring.used_index(platform) != self.next_used
+        let in_batch = self.in_order.as_ref().is_some_and(InOrder::is_in_batch);
+        in_batch
+            || match self.ring {
+                Ring::Split(ring) => ring.used_index(platform) != self.next_used,
+                Ring::Packed(ring) => {
+                    self.free != ring.layout().size
+                        && ring.is_used(platform, Place::of(self.next_used))
+                }
+            }
     }
 
     /// Asks for an interrupt at the next completion. Returns true if there are completions
     /// already, for which none will come: pop again before going to sleep.
     pub fn enable_interrupts<P: Platform>(&mut self, platform: &P) -> bool {
-        if self.event_idx {
-            self.ring.set_used_event(platform, self.next_used);
-        } else {
-            self.ring.set_available_flags(platform, 0);
+        match self.ring {
+            Ring::Split(ring) if self.event_idx => ring.set_used_event(platform, self.next_used),
+            Ring::Split(ring) => ring.set_available_flags(platform, 0),
+            Ring::Packed(ring) if self.event_idx => {
+                ring.set_driver_event(platform, self.next_used, PackedRing::DESC);
+            }
+            Ring::Packed(ring) => ring.set_driver_event(platform, 0, PackedRing::ENABLE),
         }
         platform.barrier();
         self.has_used(platform)
@@ -274,20 +518,22 @@ impl<const N: usize> VirtQueue<N> {
 
     /// Says that no interrupts are wanted for now. A hint: some may come none the less.
     pub fn disable_interrupts<P: Platform>(&mut self, platform: &P) {
-        if self.event_idx {
+        match self.ring {
             // The entry before the next one: as far away as an index can be.
-            self.ring
-                .set_used_event(platform, self.next_used.wrapping_sub(1));
-        } else {
-            self.ring
-                .set_available_flags(platform, SplitRing::NO_INTERRUPT);
+            Ring::Split(ring) if self.event_idx => {
+                ring.set_used_event(platform, self.next_used.wrapping_sub(1));
+            }
+            Ring::Split(ring) => ring.set_available_flags(platform, SplitRing::NO_INTERRUPT),
+            Ring::Packed(ring) => ring.set_driver_event(platform, 0, PackedRing::DISABLE),
         }
     }
 
-    /// What to write to the notification register, and how wide (virtio 1.4, 4.1.5.2).
+    /// What to write to the notification register, and how wide (virtio 1.4, 4.1.5.2): with
+    /// `VIRTIO_F_NOTIFICATION_DATA` also where the next chain will be made available (2.9): split, the
+    /// available index; packed, the offset of the descriptor with the wrap counter in the highest bit.
     #[must_use]
     pub fn notification(&self) -> (Width, u32) {
-        let index = u32::from(self.ring.layout().index);
+        let index = u32::from(self.layout().index);
         if self.notification_data {
             (Width::U32, index | u32::from(self.published) << 16)
         } else {
@@ -309,7 +555,10 @@ impl<const N: usize> VirtQueue<N> {
     /// Index, size and addresses.
     #[must_use]
     pub const fn layout(&self) -> QueueLayout {
-        self.ring.layout()
+        match self.ring {
+            Ring::Split(ring) => ring.layout(),
+            Ring::Packed(ring) => ring.layout(),
+        }
     }
 
     /// How many descriptors are free.
@@ -320,7 +569,7 @@ impl<const N: usize> VirtQueue<N> {
 
     /// The bare ring, for a test that writes into it what this type would not.
     #[must_use]
-    pub const fn ring(&self) -> SplitRing {
+    pub const fn ring(&self) -> Ring {
         self.ring
     }
 
@@ -329,205 +578,35 @@ impl<const N: usize> VirtQueue<N> {
     }
 }
 
+/// One buffer of a chain.
+#[derive(Clone, Copy)]
+struct Buffer {
+    address: u64,
+    len: u32,
+    /// `SplitRing::WRITE`, or 0.
+    write: u16,
+    /// It is not the last.
+    more: bool,
+}
+
+impl Buffer {
+    fn next(self) -> u16 {
+        if self.more { SplitRing::NEXT } else { 0 }
+    }
+
+    fn split(self, next: u16) -> Descriptor {
+        Descriptor {
+            address: self.address,
+            len: self.len,
+            flags: self.write | self.next(),
+            next: if self.more { next } else { 0 },
+        }
+    }
+}
+
 /// Whether an index that moved from `old` to `new` passed `event` (virtio 1.4, 2.7.7.2).
 #[doc(alias = "vring_need_event")]
 #[must_use]
 pub const fn crossed(event: u16, old: u16, new: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fake::Fake;
-
-    fn queue(fake: &Fake, size: u16, features: F, indirect: u16) -> VirtQueue<16> {
-        let mut memory = Fake::memory();
-        VirtQueue::new(fake, &mut memory, 0, size, features, indirect).unwrap()
-    }
-
-    fn buffer(n: u16) -> DmaRegion {
-        DmaRegion {
-            address: 0x10_0000 + u64::from(n) * 0x1000,
-            len: 0x100 + u32::from(n),
-        }
-    }
-
-    #[test]
-    fn a_size_that_no_queue_can_have_is_refused() {
-        let fake = Fake::new();
-        for size in [0, 3, 32, 0x8000] {
-            let queue = VirtQueue::<16>::new(&fake, &mut Fake::memory(), 0, size, F::empty(), 0);
-            assert_eq!(queue.err(), Some(Error::QueueSize(size)));
-        }
-    }
-
-    #[test]
-    fn a_chain_is_invisible_until_it_is_published() {
-        let fake = Fake::new();
-        let mut queue = queue(&fake, 8, F::empty(), 0);
-        queue
-            .add(&fake, &[buffer(0), buffer(1)], &[buffer(2)], 7)
-            .unwrap();
-        assert_eq!(fake.device_avail_index(&queue), 0);
-        assert!(queue.publish(&fake));
-        assert_eq!(fake.device_avail_index(&queue), 1);
-        let chain = fake.device_chain(&queue, 0);
-        assert_eq!([chain[0].flags, chain[1].flags, chain[2].flags], [1, 1, 2]);
-        assert_eq!(chain[2].len, 0x102);
-        assert!(!queue.publish(&fake), "nothing is there to publish");
-    }
-
-    #[test]
-    fn a_full_queue_takes_more_only_after_a_completion() {
-        let fake = Fake::new();
-        let mut queue = queue(&fake, 4, F::empty(), 0);
-        queue
-            .add(&fake, &[buffer(0), buffer(1), buffer(2)], &[], 1)
-            .unwrap();
-        assert_eq!(
-            queue.add(&fake, &[buffer(0); 2], &[], 2),
-            Err(Error::QueueFull)
-        );
-        queue.publish(&fake);
-        fake.device_use(&queue, 0, 0);
-        assert_eq!(queue.pop(&fake), Ok(Some(Used { token: 1, len: 0 })));
-        assert_eq!(queue.pop(&fake), Ok(None));
-        assert_eq!(queue.add(&fake, &[buffer(0); 4], &[], 2), Ok(()));
-    }
-
-    #[test]
-    fn completions_out_of_order_free_what_they_held() {
-        let fake = Fake::new();
-        let mut queue = queue(&fake, 8, F::empty(), 0);
-        // More rounds than the indices count to, so that they wrap.
-        for round in 0..70_000_u32 / 3 {
-            for token in 0..3 {
-                queue.add(&fake, &[buffer(0)], &[buffer(1)], token).unwrap();
-            }
-            queue.publish(&fake);
-            let start = u16::try_from(round * 3 % 0x1_0000).unwrap();
-            for (place, token) in [(2, 2), (0, 0), (1, 1)] {
-                let head = fake.device_head(&queue, start.wrapping_add(place));
-                fake.device_use(&queue, head, 9);
-                assert_eq!(
-                    queue.pop(&fake),
-                    Ok(Some(Used { token, len: 9 })),
-                    "{round}"
-                );
-            }
-            assert_eq!(queue.free(), 8);
-        }
-    }
-
-    #[test]
-    fn a_device_that_completes_what_it_has_not_is_found_out() {
-        let fake = Fake::new();
-        let mut queue = queue(&fake, 4, F::empty(), 0);
-        queue.add(&fake, &[buffer(0)], &[], 1).unwrap();
-        queue.publish(&fake);
-        for id in [1, 3, 4, 0x1_0000, u32::MAX] {
-            fake.device_set_used(&queue, 0, id, 0);
-            fake.device_set_used_index(&queue, 1);
-            assert_eq!(queue.pop(&fake), Err(Error::BrokenRing(0)), "id {id}");
-        }
-        fake.device_set_used_index(&queue, 5);
-        assert_eq!(queue.pop(&fake), Err(Error::BrokenRing(0)), "five of four");
-    }
-
-    #[test]
-    fn a_long_chain_takes_one_descriptor_when_it_is_indirect() {
-        let fake = Fake::new();
-        let mut queue = queue(&fake, 4, F::INDIRECT_DESC, 4);
-        for _ in 0..4 {
-            queue
-                .add(&fake, &[buffer(0), buffer(1), buffer(2)], &[buffer(3)], 0)
-                .unwrap();
-        }
-        assert_eq!(queue.free(), 0);
-        let head = fake.device_head(&queue, 3);
-        let [table, ..] = fake.device_chain(&queue, head);
-        assert_eq!((table.flags, table.len), (SplitRing::INDIRECT, 64));
-        let last = SplitRing::read_descriptor_at(&fake, table.address, 3);
-        let third = SplitRing::read_descriptor_at(&fake, table.address, 2);
-        assert_eq!((third.flags, third.next), (SplitRing::NEXT, 3));
-        assert_eq!(
-            (last.flags, last.address),
-            (SplitRing::WRITE, buffer(3).address)
-        );
-    }
-
-    #[test]
-    fn a_chain_longer_than_its_indirect_table_is_direct() {
-        let fake = Fake::new();
-        let mut queue = queue(&fake, 4, F::INDIRECT_DESC, 2);
-        queue.add(&fake, &[buffer(0); 3], &[], 0).unwrap();
-        assert_eq!(queue.free(), 1);
-        queue.add(&fake, &[buffer(0)], &[], 0).unwrap();
-        assert_eq!(queue.free(), 0, "one buffer needs no table");
-    }
-
-    #[test]
-    fn the_device_is_notified_when_it_wants_to_be() {
-        let fake = Fake::new();
-        let mut by_flag = queue(&fake, 4, F::empty(), 0);
-        fake.device_set_used_flags(&by_flag, SplitRing::NO_NOTIFY);
-        by_flag.add(&fake, &[buffer(0)], &[], 0).unwrap();
-        assert!(!by_flag.publish(&fake));
-
-        let fake = Fake::new();
-        let mut by_event = queue(&fake, 4, F::EVENT_IDX, 0);
-        // The flag is to be ignored when there is an index.
-        fake.device_set_used_flags(&by_event, SplitRing::NO_NOTIFY);
-        for (event, wanted) in [(0, true), (0, false), (2, true), (9, false)] {
-            fake.device_set_avail_event(&by_event, event);
-            by_event.add(&fake, &[buffer(0)], &[], 0).unwrap();
-            assert_eq!(by_event.publish(&fake), wanted, "event {event}");
-        }
-    }
-
-    #[test]
-    fn enabling_interrupts_looks_again() {
-        for features in [F::empty(), F::EVENT_IDX] {
-            let fake = Fake::new();
-            let mut queue = queue(&fake, 4, features, 0);
-            let event_idx = features.contains(F::EVENT_IDX);
-            assert!(!queue.enable_interrupts(&fake));
-            assert!(fake.device_would_interrupt(&queue, event_idx));
-            queue.disable_interrupts(&fake);
-            assert!(!fake.device_would_interrupt(&queue, event_idx));
-            queue.add(&fake, &[buffer(0)], &[], 0).unwrap();
-            queue.publish(&fake);
-            fake.device_use(&queue, 0, 0);
-            assert!(queue.enable_interrupts(&fake), "one is there already");
-            queue.pop(&fake).unwrap();
-            assert!(!queue.enable_interrupts(&fake));
-            assert!(fake.device_would_interrupt(&queue, event_idx));
-        }
-    }
-
-    #[test]
-    fn an_event_is_crossed_only_by_passing_it() {
-        let cases = [
-            (0, 0, 1, true),
-            (1, 0, 1, false),
-            (0, 1, 2, false),
-            (5, 3, 6, true),
-            (6, 3, 6, false),
-            (0xffff, 0xfffe, 1, true),
-            (1, 0xfffe, 1, false),
-        ];
-        for (event, old, new, expected) in cases {
-            assert_eq!(crossed(event, old, new), expected, "{event} {old} {new}");
-        }
-    }
-
-    #[test]
-    fn notification_data_tells_where_the_driver_stands() {
-        let fake = Fake::new();
-        let mut queue = queue(&fake, 4, F::NOTIFICATION_DATA, 0);
-        queue.add(&fake, &[buffer(0)], &[], 0).unwrap();
-        queue.publish(&fake);
-        assert_eq!(queue.notification(), (Width::U32, 1 << 16));
-    }
 }
