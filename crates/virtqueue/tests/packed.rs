@@ -129,7 +129,7 @@ fn only_the_flags_of_this_lap_make_a_descriptor_available() {
             driver.set_descriptor(0, d(DATA, 1, 0, flags));
             let popped = queue.pop(&mut Chain::new()).unwrap();
             assert_eq!(popped, flags == good, "{place:#x}: {flags:#x}");
-            assert_eq!(queue.enable_notifications().unwrap(), false);
+            assert!(!queue.enable_notifications().unwrap());
         }
     }
 }
@@ -633,7 +633,7 @@ fn the_devices_event_suppression_says_when_it_wants_to_be_kicked() {
             queue.disable_notifications();
             assert_eq!(driver.device_event().1, 1);
             assert!(!queue.enable_notifications().unwrap());
-            let place = step % 3 | if step / 3 % 2 == 0 { WRAP } else { 0 };
+            let place = (step % 3) | if step / 3 % 2 == 0 { WRAP } else { 0 };
             let expected = if event_idx { (place, 2) } else { (0, 0) };
             assert_eq!(driver.device_event(), expected, "{step}");
             let id = driver.add(&[Buffer::readable(DATA, 1)]);

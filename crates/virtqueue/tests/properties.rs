@@ -167,7 +167,7 @@ proptest! {
         let memory: Arc<GuestMemoryMmap<()>> = Arc::new(
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap(),
         );
-        let place = start.0 % size | if start.1 { 0x8000 } else { 0 };
+        let place = (start.0 % size) | if start.1 { 0x8000 } else { 0 };
         let state = QueueState { next_avail: place, next_used: place };
         let mut driver = PackedDriver::new(memory.clone(), GuestAddress(0), size, features);
         driver.begin_at(state);
