@@ -130,7 +130,7 @@ fn identity(machine: &Machine) -> u32 {
 }
 
 const OPTIONS: &str = "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:12:34:56,addr=3";
-const VIRTIO_NET: u32 = 0x1041_1af4;
+const VIRTIO_NET: u32 = 0x1000_1af4;
 
 criterion_group! {
     name = creation;

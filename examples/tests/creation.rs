@@ -17,15 +17,15 @@ fn the_option_strings_make_a_function_whose_nic_and_tap_are_peers() {
             assert_eq!(peer.peer().unwrap().name(), tap.ports()[0].name());
             let nic = rig.devices.tree().device("net0").unwrap();
             assert_eq!(nic.path().as_deref(), Some("/machine/peripheral/net0"));
-            // Vendor and device; subclass and class; revision 1: not transitional.
+            // Vendor and device; subclass and class; revision 0: transitional.
             let read = |offset: u64| {
                 let mut data = [0; 4];
                 rig.machine
                     .mmio_read(0xe000_0000 + (5 << 15) + offset, &mut data);
                 u32::from_le_bytes(data)
             };
-            assert_eq!(read(0), 0x1041_1af4);
-            assert_eq!(read(8), 0x0200_0001);
+            assert_eq!(read(0), 0x1000_1af4);
+            assert_eq!(read(8), 0x0200_0000);
         },
     );
 }
@@ -40,7 +40,10 @@ fn a_device_that_cannot_be_made_leaves_nothing() {
             ("virtio-net-pci,netdev=nosuch", "nosuch"),
             ("virtio-net-pci,netdev=tap0,nosuch=1", "nosuch"),
             ("virtio-net-pci,netdev=tap0,mac=1:2:3", "mac"),
-            ("virtio-net-pci,netdev=tap0,disable-legacy=off", "legacy"),
+            (
+                "virtio-net-pci,netdev=tap0,disable-legacy=on,disable-modern=on",
+                "neither modern nor legacy",
+            ),
             ("virtio-net-pci,netdev=tap0,addr=0", "slot 0"),
             ("virtio-net-pci,netdev=tap0,addr=40", "addr"),
             ("virtio-net-pci,netdev=tap0,bus=nosuch", "nosuch"),

@@ -1,5 +1,6 @@
 //! The part of a transport that is the same on every bus: status, and who has the queues.
 
+mod legacy;
 mod registers;
 
 use std::io;
@@ -16,6 +17,7 @@ use crate::health::Health;
 use crate::slot::QueueSlot;
 use crate::status::{MOVES, Step};
 
+pub use legacy::ANY_LAYOUT;
 pub use registers::{Half, QueueArea};
 
 /// What a write to the status field came to, as far as a transport has to act on it.
@@ -29,6 +31,18 @@ pub enum StatusEffect {
     /// The device runs: bind the kicks of the live queues, then
     /// [`kick_live`](VirtioCore::kick_live).
     Live,
+}
+
+/// Through which registers a driver uses its device.
+///
+/// What a driver does first decides it, until the next reset: a transitional device has both, and a driver that
+/// writes the other's registers later changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interface {
+    /// Those of virtio 1.0 and later: VIRTIO_F_VERSION_1 is negotiated.
+    Modern,
+    /// Those from before: VIRTIO_F_VERSION_1 is not.
+    Legacy,
 }
 
 /// Why a device does not run although its driver is live.
@@ -47,8 +61,8 @@ struct Queue {
     slot: QueueSlot,
     kick: Arc<EventFd>,
     call: Arc<dyn GuestNotifier>,
-    /// Where it starts when it is lent.
-    state: QueueState,
+    /// Where it starts when it is lent; `None`: at the beginning, which depends on the features.
+    state: Option<QueueState>,
     /// Where it stood when it last came back.
     returned: Option<QueueState>,
 }
@@ -60,7 +74,7 @@ impl Queue {
             self.returned = Some(queue.state);
         }
         self.slot = QueueSlot::new(self.slot.config().max_size);
-        self.state = QueueState::default();
+        self.state = None;
     }
 }
 
@@ -76,6 +90,10 @@ pub struct VirtioCore<M: GuestAddressSpace> {
     transport: Weak<dyn Transport>,
     health: Arc<Health>,
     features: Features,
+    /// What the legacy interface offers beside the device's own features; `None` without that interface.
+    legacy: Option<F>,
+    /// Which interface the driver has used since the last reset.
+    interface: Option<Interface>,
     status: DeviceStatus,
     generation: u8,
     queue_select: u16,
@@ -107,7 +125,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
                     slot: QueueSlot::new(max_size),
                     kick: Arc::new(EventFd::new(EFD_NONBLOCK)?),
                     call: call(QueueIndex(index)),
-                    state: QueueState::default(),
+                    state: None,
                     returned: None,
                 })
             })
@@ -121,6 +139,8 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             transport,
             health,
             features,
+            legacy: None,
+            interface: None,
             status: DeviceStatus::empty(),
             generation: 0,
             queue_select: 0,
@@ -154,6 +174,8 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             transport: _,
             health,
             features,
+            legacy: _,
+            interface,
             status,
             generation: _,
             queue_select,
@@ -166,6 +188,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             queue.reset(at.map(|at| returned.swap_remove(at)));
         }
         features.reset();
+        *interface = None;
         *status = DeviceStatus::empty();
         *queue_select = 0;
         health.clear();
@@ -240,13 +263,14 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
 
     /// Lends the enabled queues to the device.
     fn activate(&mut self) -> bool {
+        let features = self.features.chosen;
         let queues = (0..=u16::MAX)
             .zip(&mut self.queues)
-            .filter_map(|(index, queue)| lend(QueueIndex(index), queue))
+            .filter_map(|(index, queue)| lend(QueueIndex(index), queue, features))
             .collect();
         let config_changed = self.health.set_live();
         let result = self.device.activate(Activation {
-            features: self.features.chosen,
+            features,
             memory: self.memory.clone(),
             queues,
         });
@@ -286,6 +310,18 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
         }
     }
 
+    /// Which interface the driver uses, once it has done something that decides it.
+    pub fn interface(&self) -> Option<Interface> {
+        self.interface
+    }
+
+    /// A driver writes a register of `interface`: whether the write counts. The first one after a reset
+    /// decides; what it writes to reset the device always counts, and is not asked here.
+    #[must_use]
+    pub fn claim(&mut self, interface: Interface) -> bool {
+        *self.interface.get_or_insert(interface) == interface
+    }
+
     /// Whether anything holds the device.
     pub fn is_held(&self) -> bool {
         self.held_by_vmm || self.held_by_bus_master
@@ -296,9 +332,14 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
         &self.device
     }
 
-    /// What was negotiated, once FEATURES_OK is set.
+    /// What was negotiated, once FEATURES_OK is set. The legacy interface has no such step: features are
+    /// final from the first use on (virtio 1.4, 3.1.2).
     pub fn negotiated(&self) -> F {
-        if self.status.contains(DeviceStatus::FEATURES_OK) {
+        let is_final = match self.interface {
+            Some(Interface::Legacy) => self.health.is_live(),
+            _ => self.status.contains(DeviceStatus::FEATURES_OK),
+        };
+        if is_final {
             self.features.chosen
         } else {
             F::empty()
@@ -306,11 +347,11 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
     }
 }
 
-fn lend(index: QueueIndex, queue: &mut Queue) -> Option<ActiveQueue> {
+fn lend(index: QueueIndex, queue: &mut Queue, features: F) -> Option<ActiveQueue> {
     Some(ActiveQueue {
         index,
         config: queue.slot.lend()?,
-        state: queue.state,
+        state: queue.state.unwrap_or_else(|| QueueState::initial(features)),
         kick: Arc::clone(&queue.kick),
         call: Arc::clone(&queue.call),
     })

@@ -21,7 +21,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `device` | [`VirtioDevice`], and what it gets and gives back |
-//! | `core` | [`VirtioCore`] |
+//! | `core` | [`VirtioCore`], with the registers of both interfaces |
 //! | `status`, `features`, `slot` | its three parts, each a table of what a driver may do |
 //! | `health` | [`Health`]: what the data path may change of it |
 //! | `bus` | [`VirtioBus`], [`BusTransport`] |
@@ -38,7 +38,9 @@ pub mod object;
 mod slot;
 mod status;
 
-pub use self::core::{Half, Hold, QueueArea, StatusEffect, VirtioCore, signal};
+pub use self::core::{
+    ANY_LAYOUT, Half, Hold, Interface, QueueArea, StatusEffect, VirtioCore, signal,
+};
 pub use bus::{BusTransport, PlugError, VirtioBus};
 pub use device::{
     ActivateError, Activation, ActiveQueue, DeviceRef, FeaturesRefused, GuestNotifier,
@@ -47,3 +49,8 @@ pub use device::{
 pub use features::TransportFeatures;
 pub use health::Health;
 pub use kick::{KickAddress, KickBinder, KickSpace, NoKickBinder};
+
+// The README's example runs with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

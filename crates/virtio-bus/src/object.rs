@@ -40,13 +40,9 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("indirect_desc", true).describe("on/off"),
     PropertyInfo::bool("event_idx", true).describe("on/off"),
     PropertyInfo::bool("queue_reset", true).describe("on/off"),
-    // The three that only the legacy interface has: a modern device's layout is always any.
-    PropertyInfo::bool("notify_on_empty", true)
-        .describe("on/off")
-        .unbuilt(OFF),
-    PropertyInfo::bool("any_layout", true)
-        .describe("on/off")
-        .unbuilt(ON),
+    // Of the legacy interface, whose transport asks for them: a modern device's layout is always any.
+    PropertyInfo::bool("notify_on_empty", true).describe("on/off"),
+    PropertyInfo::bool("any_layout", true).describe("on/off"),
     PropertyInfo::bool("x-disable-legacy-check", false).unbuilt(OFF),
     PropertyInfo::bool("iommu_platform", false)
         .describe("on/off")

@@ -56,6 +56,21 @@ impl QueueSlot {
         }
     }
 
+    /// As [`enable`](Self::enable) with these addresses, for a driver that writes all of them at once, and may do
+    /// so again until the device has the queue.
+    pub(crate) fn enable_at(&mut self, desc: u64, driver: u64, device: u64) {
+        if let Self::Setup(config) | Self::Enabled(config) = *self
+            && config.max_size != 0
+        {
+            *self = Self::Enabled(QueueConfig {
+                desc,
+                driver,
+                device,
+                ..config
+            });
+        }
+    }
+
     /// The device takes an enabled queue.
     pub(crate) fn lend(&mut self) -> Option<QueueConfig> {
         let Self::Enabled(config) = *self else {

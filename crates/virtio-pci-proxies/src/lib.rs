@@ -42,15 +42,15 @@
 //!
 //! let mut id = [0; 4];
 //! host.config_read(0, DevFn::new(3, 0)?, 0, &mut id);
-//! assert_eq!(u32::from_le_bytes(id), 0x1041_1af4);
+//! assert_eq!(u32::from_le_bytes(id), 0x1000_1af4);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! | name | is |
 //! |---|---|
-//! | `virtio-net-pci`, or `virtio-net` | `virtio-net-device`; modern, since there is no legacy interface to choose |
-//! | `virtio-net-pci-non-transitional` | the same, with nothing to choose |
-//! | `virtio-net-pci-transitional` | refused as not supported |
+//! | `virtio-net-pci`, or `virtio-net` | `virtio-net-device`; transitional in a conventional slot, unless `disable-legacy` or `disable-modern` say otherwise |
+//! | `virtio-net-pci-non-transitional` | the same, with the modern interface alone |
+//! | `virtio-net-pci-transitional` | the same, with both interfaces |
 
 pub mod object;
 

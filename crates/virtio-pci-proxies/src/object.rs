@@ -6,7 +6,7 @@ use std::sync::Arc;
 use qdev::{Category, DeviceClass, DeviceLevel, Error, Machine, add_level};
 use qom::{Object, TypeInfo, TypeRegistry};
 use virtio_net::object::VIRTIO_NET as VIRTIO_NET_DEVICE;
-use virtio_pci::object::{INTERFACE_PROPERTIES, VIRTIO_PCI};
+use virtio_pci::object::{INTERFACE_PROPERTIES, Interfaces, VIRTIO_PCI};
 use vm_memory::GuestAddressSpace;
 use vm_pci::object::PciDeviceClass;
 
@@ -18,7 +18,7 @@ pub const VIRTIO_NET_PCI: &str = "virtio-net-pci";
 pub const VIRTIO_NET: &str = "virtio-net";
 /// A network device with the modern interface alone.
 pub const VIRTIO_NET_PCI_NON_TRANSITIONAL: &str = "virtio-net-pci-non-transitional";
-/// A network device with both interfaces: not supported.
+/// A network device with both interfaces.
 pub const VIRTIO_NET_PCI_TRANSITIONAL: &str = "virtio-net-pci-transitional";
 
 /// The name under which a proxy owns its model.
@@ -45,7 +45,10 @@ pub fn register_types(registry: &mut TypeRegistry) -> Result<(), qom::Error> {
     registry.register(
         TypeInfo::new(VIRTIO_NET_PCI, VIRTIO_NET_PCI_BASE)
             .alias(VIRTIO_NET)
-            .class_init(|class| class.add_properties(INTERFACE_PROPERTIES)),
+            .class_init(|class| {
+                class.add_properties(INTERFACE_PROPERTIES);
+                *class.part_mut::<Interfaces>() = Interfaces::Chosen;
+            }),
     )?;
     registry.register(TypeInfo::new(
         VIRTIO_NET_PCI_NON_TRANSITIONAL,
@@ -53,8 +56,7 @@ pub fn register_types(registry: &mut TypeRegistry) -> Result<(), qom::Error> {
     ))?;
     registry.register(
         TypeInfo::new(VIRTIO_NET_PCI_TRANSITIONAL, VIRTIO_NET_PCI_BASE).class_init(|class| {
-            let reason = "there is no legacy interface";
-            class.part_mut::<DeviceClass>().unbuilt = Some(reason);
+            *class.part_mut::<Interfaces>() = Interfaces::Transitional;
         }),
     )
 }

@@ -5,15 +5,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use virtio::F;
 use virtio_bus::{
-    BusTransport, DeviceRef, Health, Hold, KickBinder, PlugError, TransportFeatures, VirtioBus,
-    VirtioCore,
+    ANY_LAYOUT, BusTransport, DeviceRef, Health, Hold, KickBinder, PlugError, TransportFeatures,
+    VirtioBus, VirtioCore,
 };
+use virtqueue::NOTIFY_ON_EMPTY;
 use vm_memory::GuestAddressSpace;
 use vm_pci::{Attachment, BarIndex, BarWindow, ConfigEffect, MsiSink, Msix, PciFunction};
 
 use crate::interrupts::{Interrupts, QueueInterrupt};
 use crate::kicks::BoundKicks;
-use crate::layout::{self, MAX_QUEUES, MAX_VECTORS, modern_bar};
+use crate::layout::{Form, MAX_QUEUES, MAX_VECTORS};
 use crate::plugged::{Plugged, vectors_of};
 use crate::window::Window;
 
@@ -29,6 +30,23 @@ pub struct VirtioPciConfig {
     /// Have notify registers bound to kicks, where the machine can. Otherwise each notification goes
     /// through the BAR handler. [QEMU: `ioeventfd`]
     pub ioeventfd: bool,
+    /// Have the legacy interface, if the type of device has one: a transitional function, or without
+    /// [`modern`](Self::modern) a legacy one. [QEMU: `disable-legacy`]
+    pub legacy: bool,
+    /// Have the modern interface. [QEMU: `disable-modern`]
+    pub modern: bool,
+    /// What the legacy interface offers that no other does. [QEMU: `notify_on_empty`, `any_layout`]
+    pub legacy_features: F,
+    /// A page for each notify register, so that they can be given to guests or processes one by one.
+    /// [QEMU: `page-per-vq`]
+    pub page_per_vq: bool,
+    /// A notify register in ports as well, which is faster where an access to memory has to be decoded first.
+    /// [QEMU: `modern-pio-notify`]
+    pub modern_pio_notify: bool,
+    /// Offer VIRTIO_F_NOTIFICATION_DATA: drivers say with a notification how far they got.
+    pub notification_data: bool,
+    /// Offer VIRTIO_F_NOTIF_CONFIG_DATA: drivers name a queue in a notification as the device tells them to.
+    pub notif_config_data: bool,
 }
 
 impl Default for VirtioPciConfig {
@@ -37,6 +55,13 @@ impl Default for VirtioPciConfig {
             vectors: None,
             class: None,
             ioeventfd: true,
+            legacy: true,
+            modern: true,
+            legacy_features: ANY_LAYOUT.union(NOTIFY_ON_EMPTY),
+            page_per_vq: false,
+            modern_pio_notify: false,
+            notification_data: false,
+            notif_config_data: false,
         }
     }
 }
@@ -48,10 +73,14 @@ pub enum Error {
     /// More vectors than an MSI-X capability can have.
     #[error("a function has at most 2048 MSI-X vectors, not {0}")]
     TooManyVectors(u16),
+    /// Neither interface.
+    #[error("device cannot work as neither modern nor legacy mode is enabled")]
+    NoInterface,
 }
 
-/// A PCI function that is the transport of one virtio device. Modern only: device id 0x1040 + type,
-/// revision 1, no legacy I/O BAR.
+/// A PCI function that is the transport of one virtio device. By default it is transitional, as QEMU's in a
+/// conventional slot: drivers find the modern interface in its capabilities, and older ones the legacy registers
+/// in I/O BAR 0. Which one a driver uses is decided by what it writes first, until the next reset.
 ///
 /// With no device on its [`bus`](Self::bus) there is no function either: configuration space reads all
 /// ones. Plug the device, then put the function on its PCI bus.
@@ -92,6 +121,9 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> VirtioPci<M> {
     ) -> Result<Arc<Self>, Error> {
         if let Some(vectors) = config.vectors.filter(|vectors| *vectors > MAX_VECTORS) {
             return Err(Error::TooManyVectors(vectors));
+        }
+        if !config.legacy && !config.modern {
+            return Err(Error::NoInterface);
         }
         Ok(Arc::new_cyclic(|weak: &Weak<Self>| Self {
             config,
@@ -163,17 +195,25 @@ impl<M: GuestAddressSpace> fmt::Debug for VirtioPci<M> {
     }
 }
 
-/// What this transport does to the features that a device offers: it is never legacy, and it does not
-/// carry data in notifications, virtual functions, administration queues or suspension.
-fn transport_features() -> TransportFeatures {
-    TransportFeatures {
+/// What this transport does to the features that a device offers: it has neither virtual functions nor
+/// administration queues, and what else it can is the configuration's choice.
+fn transport_features(config: &VirtioPciConfig) -> TransportFeatures {
+    let mut features = TransportFeatures {
         adds: F::VERSION_1,
-        withholds: F::NOTIFICATION_DATA
-            | F::NOTIF_CONFIG_DATA
-            | F::SR_IOV
-            | F::ADMIN_VQ
-            | F::SUSPEND,
+        withholds: F::SR_IOV | F::ADMIN_VQ | F::SUSPEND,
+    };
+    let choices = [
+        (config.notification_data, F::NOTIFICATION_DATA),
+        (config.notif_config_data, F::NOTIF_CONFIG_DATA),
+    ];
+    for (wanted, feature) in choices {
+        if wanted {
+            features.adds |= feature;
+        } else {
+            features.withholds |= feature;
+        }
     }
+    features
 }
 
 impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> BusTransport<M> for VirtioPci<M> {
@@ -194,8 +234,16 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> BusTransport<M> 
         let vectors = self.config.vectors.unwrap_or_else(|| {
             u16::try_from(device.default_vectors()).map_or(MAX_VECTORS, |all| all.min(MAX_VECTORS))
         });
-        let (mut function, window) =
-            layout::build(id, self.config.class, vectors).map_err(unsuitable)?;
+        let form = Form::new(&self.config, id, vectors, device.config_len())
+            .ok_or_else(|| PlugError::Unsuitable(Error::NoInterface.to_string()))?;
+        let offered = device.offered_features();
+        if form.has_legacy() && offered.contains(F::ACCESS_PLATFORM) {
+            return Err(PlugError::Unsuitable(
+                "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device"
+                    .to_owned(),
+            ));
+        }
+        let (mut function, window) = form.build().map_err(unsuitable)?;
         let health = Arc::new(Health::default());
         let interrupts = Arc::new(Interrupts::new(
             format!("virtio-pci {id:?}"),
@@ -216,7 +264,7 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> BusTransport<M> 
         let mut core = VirtioCore::new(
             Arc::clone(device),
             self.memory.clone(),
-            &transport_features(),
+            &transport_features(&self.config),
             backlink,
             health,
             |queue| QueueInterrupt::notifier(&interrupts, &vectors, queue),
@@ -225,14 +273,17 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> BusTransport<M> 
             what: "cannot make a kick for each queue",
             source,
         })?;
+        if form.has_legacy() {
+            core.offer_legacy(self.config.legacy_features);
+        }
         core.set_hold(Hold::Vmm, state.held_by_vmm);
         state.plugged = Some(Plugged {
             function,
             core,
             interrupts,
             kicks: (self.config.ioeventfd).then(|| BoundKicks::new(Arc::clone(&self.kick_binder))),
-            window: Window::new(window),
-            bar: modern_bar().map_err(unsuitable)?,
+            window: window.map(Window::new),
+            form,
         });
         Ok(())
     }

@@ -1,9 +1,10 @@
 //! The virtio-pci transport: a PCI function through which a driver reaches one virtio device.
 //!
 //! A [`VirtioPci`] has a bus for a device ([`VirtioPci::bus`]) and is a
-//! [`PciFunction`](vm_pci::PciFunction) for its PCI bus. It looks as QEMU's modern virtio-pci
+//! [`PciFunction`](vm_pci::PciFunction) for its PCI bus. It looks as QEMU's virtio-pci
 //! functions do: BAR 1 has the MSI-X table, BAR 4 the four structures of virtio 1.4, 4.1.4, and five
-//! vendor capabilities say so, the one for access through configuration space included.
+//! vendor capabilities say so, the one for access through configuration space included; a transitional function
+//! has the legacy registers in BAR 0 as well, and a legacy one nothing else.
 //!
 //! Of the machine it needs guest memory to hand on, an [`MsiSink`](vm_pci::MsiSink) that makes messages
 //! into interrupts, and a [`KickBinder`](virtio_bus::KickBinder) that may turn notify registers into
@@ -15,13 +16,13 @@
 //! A function may leave its bus and go on another, and is then as after power-on; its device stays
 //! plugged.
 //!
-//! Not built: the legacy interface (a transitional device, 0x1000), `page-per-vq`, notification data,
-//! administration queues, shared memory regions.
+//! Not built: administration queues, virtual functions, shared memory regions.
 //!
 //! | module | holds |
 //! |---|---|
 //! | `function` | [`VirtioPci`]: the function, and its device's coming and going |
 //! | `plugged` | what each register does |
+//! | `legacy` | what each register of the legacy interface does |
 //! | `registers` | the table of registers, and the splitting of accesses |
 //! | `layout` | identity, BARs, capabilities |
 //! | `window` | access through configuration space |
@@ -33,6 +34,7 @@ mod function;
 mod interrupts;
 mod kicks;
 mod layout;
+mod legacy;
 pub mod object;
 mod plugged;
 mod registers;

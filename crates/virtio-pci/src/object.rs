@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use qdev::{BusState, DeviceLevel, DeviceState, Error, Machine, add_level};
 use qom::{Object, OnOffAuto, PropertyInfo, TypeInfo, TypeRegistry, Unbuilt, Value};
-use virtio_bus::KickBinder;
+use virtio::F;
 use virtio_bus::object::VIRTIO_BUS;
+use virtio_bus::{ANY_LAYOUT, KickBinder};
+use virtqueue::NOTIFY_ON_EMPTY;
 use vm_memory::GuestAddressSpace;
 use vm_pci::object::{PCI_DEVICE, PciDevice, PciDeviceClass};
-use vm_pci::{MsiSink, PciFunction};
+use vm_pci::{MsiSink, PciBus, PciFunction};
 
 use crate::{VirtioPci, VirtioPciConfig};
 
@@ -51,6 +53,15 @@ const PROPERTIES: &[PropertyInfo] = &[
         Value::Int(vectors) if *vectors <= 2048 || *vectors == u32::MAX.into() => Ok(()),
         _ => Err("is more than the 2048 vectors that MSI-X has".to_owned()),
     }),
+    PropertyInfo::bool("modern-pio-notify", false).describe("on/off"),
+    PropertyInfo::bool("page-per-vq", false).describe("on/off"),
+    // Ours.
+    PropertyInfo::bool("notification_data", false)
+        .describe("on/off: offer VIRTIO_F_NOTIFICATION_DATA")
+        .our_own(),
+    PropertyInfo::bool("notif_config_data", false)
+        .describe("on/off: offer VIRTIO_F_NOTIF_CONFIG_DATA")
+        .our_own(),
     PropertyInfo::bool("aer", false)
         .describe("on/off")
         .unbuilt(OFF),
@@ -61,12 +72,6 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("migrate-extra", true)
         .describe("on/off")
         .unbuilt(ON),
-    PropertyInfo::bool("modern-pio-notify", false)
-        .describe("on/off")
-        .unbuilt(OFF),
-    PropertyInfo::bool("page-per-vq", false)
-        .describe("on/off")
-        .unbuilt(OFF),
     PropertyInfo::bool("virtio-pci-bus-master-bug-migration", false)
         .describe("on/off")
         .unbuilt(OFF),
@@ -95,21 +100,65 @@ const PROPERTIES: &[PropertyInfo] = &[
 const OFF: Unbuilt = Unbuilt::Only(&Value::Bool(false));
 const ON: Unbuilt = Unbuilt::Only(&Value::Bool(true));
 
-/// The properties by which a proxy chooses between the legacy and the modern interface. For the
-/// `class_init` of a type that leaves the choice to the user.
+/// The properties by which a user chooses between the legacy and the modern interface. For the
+/// `class_init` of a type that is [`Interfaces::Chosen`].
 ///
-/// The legacy interface is not built: `auto` means modern alone, as `on` does, and `off` is refused.
+/// `disable-legacy=auto` means `off` in a conventional slot and `on` behind a PCI Express port, as in QEMU.
 pub const INTERFACE_PROPERTIES: &[PropertyInfo] = &[
-    PropertyInfo::on_off_auto("disable-legacy")
-        .describe("on/off/auto")
-        .check(|value| match value {
-            Value::Choice(word) if *word == OnOffAuto::Off.as_str() => {
-                Err("is not supported with value 'off': there is no legacy interface".to_owned())
-            }
-            _ => Ok(()),
-        }),
-    PropertyInfo::bool("disable-modern", false).unbuilt(OFF),
+    PropertyInfo::on_off_auto("disable-legacy").describe("on/off/auto"),
+    PropertyInfo::bool("disable-modern", false),
 ];
+
+/// Which interfaces the functions of a class have. A part of the class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interfaces {
+    /// The modern one.
+    #[default]
+    NonTransitional,
+    /// Both.
+    Transitional,
+    /// What the object's [`INTERFACE_PROPERTIES`] say.
+    Chosen,
+}
+
+impl Interfaces {
+    /// Whether `device` has the legacy interface, and the modern one.
+    fn of(device: &Arc<Object>) -> Result<(bool, bool), Error> {
+        let class = device.class().part::<Self>();
+        Ok(match class.copied().unwrap_or_default() {
+            Self::NonTransitional => (false, true),
+            Self::Transitional => (true, true),
+            Self::Chosen => {
+                let legacy = match device.get::<OnOffAuto>("disable-legacy")? {
+                    OnOffAuto::On => false,
+                    OnOffAuto::Off => true,
+                    OnOffAuto::Auto => !is_behind_express_port(device),
+                };
+                (legacy, !device.get::<bool>("disable-modern")?)
+            }
+        })
+    }
+}
+
+/// Whether the slot of `device` is that of a PCI Express port, not one of a root bus or a conventional one.
+fn is_behind_express_port(device: &Arc<Object>) -> bool {
+    let bus = DeviceState::bus_of(device).and_then(|bus| bus.part::<PciBus>());
+    bus.is_some_and(|bus| bus.is_express_port())
+}
+
+/// What the legacy interface of `device` offers: what the model's properties say.
+fn legacy_features(device: &Arc<Object>) -> Result<F, Error> {
+    let mut features = F::empty();
+    for (property, feature) in [
+        ("any_layout", ANY_LAYOUT),
+        ("notify_on_empty", NOTIFY_ON_EMPTY),
+    ] {
+        if device.get::<bool>(property)? {
+            features |= feature;
+        }
+    }
+    Ok(features)
+}
 
 /// The bus that a realized proxy's model goes on.
 ///
@@ -129,12 +178,18 @@ struct VectorCount(Box<dyn Fn() -> Option<u16> + Send + Sync>);
 ///
 /// # Errors
 /// None is known.
-pub fn settle(proxy: &Object) -> Result<(), Error> {
+pub fn settle(proxy: &Arc<Object>) -> Result<(), Error> {
     if let Some(vectors) = proxy.part::<VectorCount>().and_then(|count| count.0()) {
         proxy.settle("vectors", u32::from(vectors))?;
     }
     if proxy.class().property("disable-legacy").is_some() {
-        proxy.settle("disable-legacy", OnOffAuto::On)?;
+        let (legacy, _) = Interfaces::of(proxy)?;
+        let disabled = if legacy {
+            OnOffAuto::Off
+        } else {
+            OnOffAuto::On
+        };
+        proxy.settle("disable-legacy", disabled)?;
     }
     Ok(())
 }
@@ -148,11 +203,24 @@ where
     fn realize(&self, device: &Arc<Object>, machine: &Arc<Machine>) -> Result<(), Error> {
         let class = device.class().part::<PciDeviceClass>();
         let vectors = device.get::<u32>("vectors")?;
+        let (legacy, modern) = Interfaces::of(device)?;
+        let legacy_features = if legacy {
+            legacy_features(device)?
+        } else {
+            F::empty()
+        };
         let pci = VirtioPci::<M>::new(
             VirtioPciConfig {
                 vectors: u16::try_from(vectors).ok(),
                 class: class.and_then(|class| class.class_id),
                 ioeventfd: device.get("ioeventfd")?,
+                legacy,
+                modern,
+                legacy_features,
+                page_per_vq: device.get("page-per-vq")?,
+                modern_pio_notify: device.get("modern-pio-notify")?,
+                notification_data: device.get("notification_data")?,
+                notif_config_data: device.get("notif_config_data")?,
             },
             M::clone(&*machine.service::<M>()?),
             machine.service::<dyn MsiSink>()?,

@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
-use virtio_bus::{Half, Hold, KickAddress, KickSpace, QueueArea, StatusEffect, VirtioCore, signal};
+use virtio::F;
+use virtio_bus::{
+    Half, Hold, Interface, KickAddress, KickSpace, QueueArea, StatusEffect, VirtioCore, signal,
+};
 use virtqueue::QueueIndex;
 use vm_memory::GuestAddressSpace;
 use vm_pci::registers::Command;
-use vm_pci::{Attachment, BarIndex, BarSpace, ConfigEffect, Error, FunctionState, MsiSink};
+use vm_pci::{Attachment, BarIndex, ConfigEffect, Error, FunctionState, MsiSink};
 
 use crate::interrupts::{Interrupts, NO_VECTOR, QueueInterrupt, Vectors};
 use crate::kicks::BoundKicks;
-use crate::layout::{MAX_VECTORS, NOTIFY_MULTIPLIER, NOTIFY_OFFSET, Region};
-use crate::registers::{self, Register, RegisterFile};
+use crate::layout::{Contents, Form, MAX_VECTORS, NOTIFY_OFFSET, Region};
+use crate::legacy;
+use crate::registers::{self, COMMON, Register, RegisterFile};
 use crate::window::Window;
 
 /// All that there is only with a device.
@@ -22,8 +26,9 @@ pub(crate) struct Plugged<M: GuestAddressSpace> {
     pub(crate) interrupts: Arc<Interrupts>,
     /// `None` without `ioeventfd`.
     pub(crate) kicks: Option<BoundKicks>,
-    pub(crate) window: Window,
-    pub(crate) bar: BarIndex,
+    /// `None` without the modern interface.
+    pub(crate) window: Option<Window>,
+    pub(crate) form: Form,
 }
 
 impl<M: GuestAddressSpace> Plugged<M> {
@@ -71,43 +76,52 @@ impl<M: GuestAddressSpace> Plugged<M> {
         self.bind_kicks();
     }
 
-    /// Binds the notify registers of live queues where accesses come to BAR 4 now, and none elsewhere:
+    /// Binds the notify registers of live queues where accesses come to them now, and none elsewhere:
     /// what a guest has put over RAM or over a device of the machine stays theirs.
     fn bind_kicks(&mut self) {
         let Some(kicks) = &mut self.kicks else {
             return;
         };
-        let bar = self.bar;
-        let window = (self.function.forwarded_windows().into_iter())
-            .find(|window| window.bar == bar && window.space == BarSpace::Memory);
-        let wanted: Vec<_> = window
-            .iter()
-            .flat_map(|window| {
-                self.core.live_queues().filter_map(|(queue, kick)| {
-                    let register = u64::from(queue.0) * u64::from(NOTIFY_MULTIPLIER);
-                    let at = KickAddress {
+        // A write with more than the queue's number in it matches no value.
+        let with_data = self.core.negotiated().contains(F::NOTIFICATION_DATA);
+        let is_legacy = self.core.interface() == Some(Interface::Legacy);
+        let form = &self.form;
+        let mut wanted = Vec::new();
+        for window in self.function.forwarded_windows() {
+            let register = |queue: QueueIndex| match form.contents(window.bar)? {
+                Contents::Modern if !is_legacy => {
+                    let offset = u64::from(queue.0) * u64::from(form.notify_multiplier());
+                    Some(KickAddress {
                         space: KickSpace::Mmio,
-                        address: window.base.checked_add(NOTIFY_OFFSET + register)?,
+                        address: window.base.checked_add(u64::from(NOTIFY_OFFSET) + offset)?,
                         len: None,
                         value: None,
-                    };
-                    Some((at, Arc::clone(kick)))
-                })
-            })
-            .collect();
+                    })
+                }
+                Contents::PioNotify if !is_legacy && !with_data => {
+                    Some(by_value(window.base, queue))
+                }
+                Contents::Legacy if is_legacy => {
+                    Some(by_value(window.base.checked_add(legacy::NOTIFY)?, queue))
+                }
+                _ => None,
+            };
+            for (queue, kick) in self.core.live_queues() {
+                wanted.extend(register(queue).map(|at| (at, Arc::clone(kick))));
+            }
+        }
         kicks.update(&wanted);
     }
 
     pub(crate) fn config_read(&mut self, offset: u16, data: &mut [u8]) {
-        if self.window.is_touched(offset, data.len()) {
+        if let Some(window) = self.touched_window(offset, data.len()) {
             let mut value = [0; 4];
-            let bytes = self.window_access();
-            if let Some((at, bytes)) = bytes
-                && let Some(bytes) = value.get_mut(..bytes)
+            if let Some((bar, at, len)) = self.window_access(window)
+                && let Some(bytes) = value.get_mut(..len)
             {
-                self.modern_read(at, bytes);
+                self.bar_read(bar, at, bytes);
             }
-            let at = self.window.data().start;
+            let at = window.data().start;
             self.function.config_mut().store(at, &value);
         }
         self.function.config_read(offset, data);
@@ -131,48 +145,66 @@ impl<M: GuestAddressSpace> Plugged<M> {
         if change.effect.windows_changed {
             self.bind_kicks();
         }
-        if self.window.is_touched(offset, data.len())
-            && let Some((at, len)) = self.window_access()
+        if let Some(window) = self.touched_window(offset, data.len())
+            && let Some((bar, at, len)) = self.window_access(window)
         {
             let mut value = [0; 4];
-            let from = self.window.data().start;
+            let from = window.data().start;
             self.function.config().read(from, &mut value);
             if let Some(bytes) = value.get(..len) {
-                self.modern_write(at, bytes);
+                self.bar_write(bar, at, bytes);
             }
         }
         change.effect
     }
 
-    fn window_access(&self) -> Option<(u64, usize)> {
-        let size = self.function.bars().size(self.bar)?;
-        let config = self.function.config();
-        let access = self.window.access(config, self.bar.get(), size)?;
-        Some((access.offset, access.len))
+    /// The window in configuration space, if the access touches what is behind it.
+    fn touched_window(&self, offset: u16, len: usize) -> Option<Window> {
+        self.window.filter(|window| window.is_touched(offset, len))
+    }
+
+    fn window_access(&self, window: Window) -> Option<(BarIndex, u64, usize)> {
+        let access = window.access(self.function.config(), |bar| {
+            let bar = BarIndex::new(bar).ok()?;
+            match self.form.contents(bar)? {
+                Contents::Modern | Contents::PioNotify => self.function.bars().size(bar),
+                Contents::Legacy => None,
+            }
+        })?;
+        let bar = BarIndex::new(access.bar).ok()?;
+        Some((bar, access.offset, access.len))
     }
 
     pub(crate) fn bar_read(&mut self, bar: BarIndex, offset: u64, data: &mut [u8]) {
-        if bar == self.bar {
-            self.modern_read(offset, data);
-        } else if !self.function.msix_read(bar, offset, data) {
-            data.fill(0);
+        match self.form.contents(bar) {
+            Some(Contents::Modern) => self.modern_read(offset, data),
+            Some(Contents::Legacy) => self.legacy_read(offset, data),
+            Some(Contents::PioNotify) => data.fill(0),
+            None => {
+                if !self.function.msix_read(bar, offset, data) {
+                    data.fill(0);
+                }
+            }
         }
     }
 
     pub(crate) fn bar_write(&mut self, bar: BarIndex, offset: u64, data: &[u8]) {
-        if bar == self.bar {
-            self.modern_write(offset, data);
-        } else {
-            self.function.msix_write(bar, offset, data);
+        match self.form.contents(bar) {
+            Some(Contents::Modern) => self.modern_write(offset, data),
+            Some(Contents::Legacy) => self.legacy_write(offset, data),
+            Some(Contents::PioNotify) => self.notify_by_value(data),
+            None => {
+                self.function.msix_write(bar, offset, data);
+            }
         }
     }
 
     /// Reads the structures in BAR 4; an access over the end of one goes on in the next.
     fn modern_read(&mut self, mut offset: u64, mut data: &mut [u8]) {
-        while let Some((region, inside, room)) = Region::at(offset) {
+        while let Some((region, inside, room)) = Region::at(offset, &self.form) {
             let (part, rest) = data.split_at_mut(room.min(data.len()));
             match region {
-                Region::Common => registers::read(self, inside, part),
+                Region::Common => registers::read(self, &COMMON, inside, part),
                 Region::Device => self.core.read_config(inside, part),
                 Region::Isr => {
                     part.fill(0);
@@ -192,11 +224,15 @@ impl<M: GuestAddressSpace> Plugged<M> {
     }
 
     fn modern_write(&mut self, mut offset: u64, mut data: &[u8]) {
-        while let Some((region, inside, room)) = Region::at(offset) {
+        while let Some((region, inside, room)) = Region::at(offset, &self.form) {
             let (part, rest) = data.split_at(room.min(data.len()));
             match region {
-                Region::Common => registers::write(self, inside, part),
-                Region::Device => self.core.write_config(inside, part),
+                Region::Common => registers::write(self, &COMMON, inside, part),
+                Region::Device => {
+                    if self.core.interface() != Some(Interface::Legacy) {
+                        self.core.write_config(inside, part);
+                    }
+                }
                 Region::Isr => {}
                 Region::Notify => self.notify(inside),
             }
@@ -209,17 +245,37 @@ impl<M: GuestAddressSpace> Plugged<M> {
     }
 
     /// A write to the notify structure, of any width and value, is a notification for the queue in
-    /// whose register it starts, if the device has that queue.
+    /// whose register it starts, if the device has that queue. What else the value may say
+    /// (VIRTIO_F_NOTIFICATION_DATA) the device finds in the ring.
     fn notify(&self, offset: u64) {
-        let queue = offset / u64::from(NOTIFY_MULTIPLIER);
-        let live = (self.core.live_queues()).find(|(index, _)| u64::from(index.0) == queue);
-        if let Some((_, kick)) = live {
+        let queue = offset / u64::from(self.form.notify_multiplier());
+        if let Ok(queue) = u16::try_from(queue) {
+            self.signal_modern(QueueIndex(queue));
+        }
+    }
+
+    /// A write to the one notify register for all queues: its first two bytes name the queue.
+    fn notify_by_value(&self, data: &[u8]) {
+        let value = match *data {
+            [low, high, ..] => u16::from_le_bytes([low, high]),
+            [low] => low.into(),
+            [] => return,
+        };
+        self.signal_modern(QueueIndex(value));
+    }
+
+    fn signal_modern(&self, queue: QueueIndex) {
+        if self.core.interface() == Some(Interface::Legacy) {
+            return;
+        }
+        if let Some((_, kick)) = self.core.live_queues().find(|(live, _)| *live == queue) {
             signal(kick);
         }
     }
 
-    fn write_status(&mut self, value: u8) {
-        match self.core.write_status(value) {
+    /// What a write to either status register, or one that made the device run, came to.
+    pub(crate) fn take_effect(&mut self, effect: StatusEffect) {
+        match effect {
             StatusEffect::Noted => {}
             StatusEffect::Reset => {
                 self.interrupts.reset();
@@ -229,6 +285,31 @@ impl<M: GuestAddressSpace> Plugged<M> {
                 self.bind_kicks();
                 self.core.kick_live();
             }
+        }
+    }
+
+    /// Maps the selected queue to `vector`.
+    pub(crate) fn map_queue(&mut self, vector: u16) {
+        let queue = self.core.queue_select();
+        let before = self.interrupts.queue_vector(queue);
+        self.interrupts.set_queue_vector(queue, vector);
+        let changed = self.interrupts.queue_vector(queue) != before;
+        if changed && self.function.msix_enabled() {
+            self.core.call_changed(QueueIndex(queue));
+        }
+    }
+
+    /// Whether a driver's write to a modern register counts, which none but a reset does while another uses the
+    /// legacy interface. The registers that only select or map do not yet say which interface it is.
+    fn counts(&mut self, register: Register, value: u32) -> bool {
+        match register {
+            Register::DeviceStatus if value == 0 => true,
+            Register::DeviceFeatureSelect
+            | Register::DriverFeatureSelect
+            | Register::QueueSelect
+            | Register::ConfigMsixVector
+            | Register::QueueMsixVector => self.core.interface() != Some(Interface::Legacy),
+            _ => self.core.claim(Interface::Modern),
         }
     }
 
@@ -244,6 +325,16 @@ pub(crate) fn vectors_of(function: &FunctionState) -> Vectors {
         .collect()
 }
 
+/// Ports in which the value names the queue.
+fn by_value(address: u64, queue: QueueIndex) -> KickAddress {
+    KickAddress {
+        space: KickSpace::Port,
+        address,
+        len: Some(2),
+        value: Some(queue.0.into()),
+    }
+}
+
 /// The half of a 64-bit register.
 fn half(value: u64, half: Half) -> u32 {
     let shift = match half {
@@ -256,12 +347,12 @@ fn half(value: u64, half: Half) -> u32 {
 }
 
 /// The low 16 bits, which is all that a register of two bytes is written with.
-fn low(value: u32) -> u16 {
+pub(crate) fn low(value: u32) -> u16 {
     let [a, b, _, _] = value.to_le_bytes();
     u16::from_le_bytes([a, b])
 }
 
-impl<M: GuestAddressSpace> RegisterFile for Plugged<M> {
+impl<M: GuestAddressSpace> RegisterFile<Register> for Plugged<M> {
     fn read(&mut self, register: Register) -> u32 {
         let core = &mut self.core;
         match register {
@@ -284,34 +375,33 @@ impl<M: GuestAddressSpace> RegisterFile for Plugged<M> {
             Register::QueueDriverHigh => half(core.queue_address(QueueArea::Driver), Half::High),
             Register::QueueDeviceLow => half(core.queue_address(QueueArea::Device), Half::Low),
             Register::QueueDeviceHigh => half(core.queue_address(QueueArea::Device), Half::High),
-            // A queue is reset before the write returns; the other three belong to features that this
-            // transport does not offer.
-            Register::QueueReset
-            | Register::QueueNotifConfigData
-            | Register::AdminQueueIndex
-            | Register::AdminQueueNum => 0,
+            // What drivers are to call a queue in a notification: by its index.
+            Register::QueueNotifConfigData => match core.selected() {
+                Some(queue) if core.negotiated().contains(F::NOTIF_CONFIG_DATA) => queue.0.into(),
+                _ => 0,
+            },
+            // A queue is reset before the write returns; there are no administration queues.
+            Register::QueueReset | Register::AdminQueueIndex | Register::AdminQueueNum => 0,
         }
     }
 
     fn write(&mut self, register: Register, value: u32) {
+        if !self.counts(register, value) {
+            return;
+        }
         let core = &mut self.core;
         match register {
             Register::DeviceFeatureSelect => core.set_device_feature_select(value),
             Register::DriverFeatureSelect => core.set_driver_feature_select(value),
             Register::DriverFeature => core.set_driver_feature(value),
             Register::ConfigMsixVector => self.interrupts.set_config_vector(low(value)),
-            Register::DeviceStatus => self.write_status(value.to_le_bytes()[0]),
+            Register::DeviceStatus => {
+                let effect = core.write_status(value.to_le_bytes()[0]);
+                self.take_effect(effect);
+            }
             Register::QueueSelect => core.set_queue_select(low(value)),
             Register::QueueSize => core.set_queue_size(low(value)),
-            Register::QueueMsixVector => {
-                let queue = core.queue_select();
-                let before = self.interrupts.queue_vector(queue);
-                self.interrupts.set_queue_vector(queue, low(value));
-                let changed = self.interrupts.queue_vector(queue) != before;
-                if changed && self.function.msix_enabled() {
-                    core.call_changed(QueueIndex(queue));
-                }
-            }
+            Register::QueueMsixVector => self.map_queue(low(value)),
             // "The driver MUST NOT write a 0 to queue_enable" (virtio 1.4, 4.1.4.3.2): only 1 means
             // anything, in either register.
             Register::QueueEnable => {

@@ -64,17 +64,22 @@ pub(crate) const COMMON: [(Register, u8); 23] = [
     (AdminQueueNum, 2),
 ];
 
-/// What reads and writes registers, each as a whole.
-pub(crate) trait RegisterFile {
-    fn read(&mut self, register: Register) -> u32;
-    fn write(&mut self, register: Register, value: u32);
+/// What reads and writes registers of one kind, each as a whole.
+pub(crate) trait RegisterFile<R> {
+    fn read(&mut self, register: R) -> u32;
+    fn write(&mut self, register: R, value: u32);
 }
 
-/// Reads `data.len()` bytes from `offset` on: any width, any alignment. Each register that is touched
-/// is read once, in order; bytes past the last are 0.
-pub(crate) fn read(file: &mut impl RegisterFile, offset: u64, data: &mut [u8]) {
+/// Reads `data.len()` bytes from `offset` on in the registers of `table`: any width, any alignment. Each
+/// register that is touched is read once, in order; bytes past the last are 0.
+pub(crate) fn read<R: Copy>(
+    file: &mut impl RegisterFile<R>,
+    table: &[(R, u8)],
+    offset: u64,
+    data: &mut [u8],
+) {
     data.fill(0);
-    for part in parts(offset, data.len()) {
+    for part in parts(table, offset, data.len()) {
         let value = file.read(part.register).to_le_bytes();
         for (to, from) in data.iter_mut().skip(part.in_data).zip(part.of(&value)) {
             *to = *from;
@@ -82,11 +87,16 @@ pub(crate) fn read(file: &mut impl RegisterFile, offset: u64, data: &mut [u8]) {
     }
 }
 
-/// Writes `data` from `offset` on: any width, any alignment. Each register that is touched is written
-/// once, in order; the bytes of it that are not written keep what it reads. Bytes past the last are
-/// ignored.
-pub(crate) fn write(file: &mut impl RegisterFile, offset: u64, data: &[u8]) {
-    for part in parts(offset, data.len()) {
+/// Writes `data` from `offset` on in the registers of `table`: any width, any alignment. Each register that is
+/// touched is written once, in order; the bytes of it that are not written keep what it reads. Bytes past the
+/// last are ignored.
+pub(crate) fn write<R: Copy>(
+    file: &mut impl RegisterFile<R>,
+    table: &[(R, u8)],
+    offset: u64,
+    data: &[u8],
+) {
+    for part in parts(table, offset, data.len()) {
         let mut value = if part.len < part.size {
             file.read(part.register).to_le_bytes()
         } else {
@@ -102,25 +112,25 @@ pub(crate) fn write(file: &mut impl RegisterFile, offset: u64, data: &[u8]) {
 
 /// What one access touches of one register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Part {
-    register: Register,
+struct Part<R> {
+    register: R,
     size: usize,
     in_register: usize,
     in_data: usize,
     len: usize,
 }
 
-impl Part {
+impl<R> Part<R> {
     fn of<'a>(&self, value: &'a [u8; 4]) -> impl Iterator<Item = &'a u8> {
         value.iter().skip(self.in_register).take(self.len)
     }
 }
 
-fn parts(offset: u64, len: usize) -> impl Iterator<Item = Part> {
+fn parts<R: Copy>(table: &[(R, u8)], offset: u64, len: usize) -> impl Iterator<Item = Part<R>> {
     let start = usize::try_from(offset).unwrap_or(usize::MAX);
     let end = start.saturating_add(len);
     let mut next = 0;
-    COMMON.iter().filter_map(move |&(register, size)| {
+    table.iter().filter_map(move |&(register, size)| {
         let size = usize::from(size);
         let at = next;
         next += size;
@@ -146,7 +156,7 @@ mod tests {
         written: Vec<Register>,
     }
 
-    impl RegisterFile for Kept {
+    impl RegisterFile<Register> for Kept {
         fn read(&mut self, register: Register) -> u32 {
             *self.values.get(&(register as usize)).unwrap_or(&0)
         }
@@ -184,7 +194,7 @@ mod tests {
             (0x3e, AdminQueueNum),
         ];
         for (offset, register) in table {
-            let part = parts(offset, 1).next().unwrap();
+            let part = parts(&COMMON, offset, 1).next().unwrap();
             assert_eq!(
                 (part.register, part.in_register),
                 (register, 0),
@@ -222,7 +232,7 @@ mod tests {
         ];
         for register in theirs {
             let (offset, width) = register.place();
-            let part = parts(offset.into(), 1).next().unwrap();
+            let part = parts(&COMMON, offset.into(), 1).next().unwrap();
             assert_eq!(format!("{:?}", part.register), format!("{register:?}"));
             let place = (part.in_register, part.size);
             assert_eq!(place, (0, width.bytes().into()), "{register:?}");
@@ -235,9 +245,9 @@ mod tests {
             for len in 0..=9_usize {
                 let mut kept = Kept::default();
                 let bytes: Vec<u8> = (1..).take(len).collect();
-                write(&mut kept, offset, &bytes);
+                write(&mut kept, &COMMON, offset, &bytes);
                 let mut back = vec![0xa5; len];
-                read(&mut kept, offset, &mut back);
+                read(&mut kept, &COMMON, offset, &mut back);
                 let inside = usize::try_from(0x40_u64.saturating_sub(offset)).unwrap();
                 let expected: Vec<u8> = (bytes.iter().enumerate())
                     .map(|(at, byte)| if at < inside { *byte } else { 0 })
@@ -253,15 +263,15 @@ mod tests {
     #[test]
     fn a_partial_write_keeps_the_rest_of_the_register() {
         let mut kept = Kept::default();
-        write(&mut kept, 0x20, &0x1122_3344_u32.to_le_bytes());
-        write(&mut kept, 0x21, &[0xaa]);
+        write(&mut kept, &COMMON, 0x20, &0x1122_3344_u32.to_le_bytes());
+        write(&mut kept, &COMMON, 0x21, &[0xaa]);
         assert_eq!(kept.read(QueueDescLow), 0x1122_aa44);
     }
 
     #[test]
     fn an_access_far_past_the_end_touches_nothing() {
         for offset in [0x40, 0x1000, u64::MAX] {
-            assert_eq!(parts(offset, 8).count(), 0, "{offset:#x}");
+            assert_eq!(parts(&COMMON, offset, 8).count(), 0, "{offset:#x}");
         }
     }
 }

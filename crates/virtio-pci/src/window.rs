@@ -1,4 +1,4 @@
-//! The PCI configuration access capability: BAR 4 through configuration space (virtio 1.4, 4.1.4.9).
+//! The PCI configuration access capability: the modern BARs through configuration space (virtio 1.4, 4.1.4.9).
 
 use std::ops::Range;
 
@@ -12,9 +12,10 @@ pub(crate) struct Window {
     at: u16,
 }
 
-/// The access to BAR 4 that the driver has set up.
+/// The access to a BAR that the driver has set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WindowAccess {
+    pub(crate) bar: u8,
     pub(crate) offset: u64,
     pub(crate) len: usize,
 }
@@ -33,10 +34,14 @@ impl Window {
         offset < usize::from(end) && usize::from(start) < offset.saturating_add(len)
     }
 
-    /// What the driver has set up: 1, 2 or 4 aligned bytes within the virtio structures, which fill
-    /// BAR `bar`. Any other BAR, length or offset is none: such a write is ignored, and such a read
+    /// What the driver has set up: 1, 2 or 4 aligned bytes within the virtio structures, which fill a BAR whose
+    /// size `size_of` says. Any other BAR, length or offset is none: such a write is ignored, and such a read
     /// finds 0. The capability itself is in no BAR, so it cannot point at itself.
-    pub(crate) fn access(&self, config: &ConfigSpace, bar: u8, size: u64) -> Option<WindowAccess> {
+    pub(crate) fn access(
+        &self,
+        config: &ConfigSpace,
+        size_of: impl Fn(u8) -> Option<u64>,
+    ) -> Option<WindowAccess> {
         let len = match config.u32(self.at + 12) {
             1 => 1,
             2 => 2,
@@ -45,8 +50,11 @@ impl Window {
         };
         let offset = config.u32(self.at + 8);
         let aligned = offset.is_multiple_of(len);
+        let bar = config.byte(self.at + 4);
+        let size = size_of(bar)?;
         let inside = u64::from(offset) + u64::from(len) <= size;
-        (config.byte(self.at + 4) == bar && aligned && inside).then_some(WindowAccess {
+        (aligned && inside).then_some(WindowAccess {
+            bar,
             offset: offset.into(),
             len: usize::try_from(len).ok()?,
         })

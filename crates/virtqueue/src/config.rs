@@ -2,7 +2,12 @@
 
 use std::fmt;
 
-use virtio::F;
+use virtio::{F, le128};
+
+/// VIRTIO_F_NOTIFY_ON_EMPTY: a used buffer notification whenever a queue runs out of available buffers, asked for
+/// or not. Only of the legacy interface, and so of split rings (virtio 1.4, 6.3).
+#[doc(alias = "VIRTIO_F_NOTIFY_ON_EMPTY")]
+pub const NOTIFY_ON_EMPTY: F = F::from_bits_retain(le128::from_ne(1 << 24));
 
 /// Which queue of its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -79,7 +79,7 @@ mod queue;
 mod split;
 
 pub use chain::{Chain, Segment};
-pub use config::{QueueConfig, QueueIndex, QueueState};
+pub use config::{NOTIFY_ON_EMPTY, QueueConfig, QueueIndex, QueueState};
 pub use error::QueueError;
 pub use memory::QueueMemory;
 pub use queue::{MAX_SEGMENTS, VirtQueue};

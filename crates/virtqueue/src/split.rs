@@ -12,13 +12,14 @@ use vm_memory::{GuestAddress, GuestMemory};
 use crate::event::need_event;
 use crate::memory::{Raw, Table};
 use crate::queue::Taking;
-use crate::{Chain, QueueConfig, QueueError, QueueMemory, QueueState};
+use crate::{Chain, NOTIFY_ON_EMPTY, QueueConfig, QueueError, QueueMemory, QueueState};
 use rings::SplitRings;
 
 pub(crate) struct SplitQueue {
     rings: SplitRings,
     size: u16,
     event_idx: bool,
+    notify_on_empty: bool,
     /// Next entry of the available ring to take.
     next_avail: u16,
     /// The driver's available index when it was last looked at.
@@ -51,6 +52,7 @@ impl SplitQueue {
             rings: SplitRings::new(config, map)?,
             size: config.size,
             event_idx: features.contains(F::EVENT_IDX),
+            notify_on_empty: features.contains(NOTIFY_ON_EMPTY),
             next_avail: state.next_avail,
             seen_avail: state.next_avail,
             next_used: state.next_used,
@@ -142,12 +144,20 @@ impl SplitQueue {
         // it stores those, fences, and loads the used index. With both fences at least one sees the
         // other's store; without, both could read the old value and the driver would wait for ever.
         fence(Ordering::SeqCst);
+        if self.notify_on_empty && self.is_empty() {
+            return true;
+        }
         if self.event_idx {
             let event = self.rings.used_event();
             old.is_none_or(|old| need_event(event, new, old))
         } else {
             !self.rings.no_interrupt()
         }
+    }
+
+    /// Whether the driver has given nothing that it has not got back.
+    fn is_empty(&self) -> bool {
+        self.next_avail == self.next_used && self.rings.avail_idx() == self.next_avail
     }
 
     pub(crate) fn disable_notifications<G: GuestMemory>(&mut self, map: &G) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use virtio::F;
 use virtqueue::mock::{Buffer, Driver};
-use virtqueue::{Chain, QueueError, QueueState, VirtQueue};
+use virtqueue::{Chain, NOTIFY_ON_EMPTY, QueueError, QueueState, VirtQueue};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 type Memory = Arc<GuestMemoryMmap<()>>;
@@ -295,6 +295,43 @@ fn only_the_chain_that_was_taken_last_can_be_given_back() {
             assert_eq!(driver.free(), 8);
             assert_eq!(queue.state(), driver.state());
             assert_ne!(queue.state(), before);
+        }
+    }
+}
+
+#[test]
+fn a_queue_that_runs_empty_is_told_of_unasked_if_that_was_negotiated() {
+    // (features, whether all that was available is used, whether the driver is told)
+    let table = [
+        (NOTIFY_ON_EMPTY, true, true),
+        (NOTIFY_ON_EMPTY, false, false),
+        (NOTIFY_ON_EMPTY | F::EVENT_IDX, true, true),
+        (NOTIFY_ON_EMPTY | F::EVENT_IDX, false, false),
+        (F::empty(), true, false),
+        (F::EVENT_IDX, true, false),
+    ];
+    for (features, all, expected) in table {
+        for taken in [1, 2] {
+            let (mut driver, mut queue) = queue(8, features);
+            for _ in 0..3 {
+                driver.add(&[Buffer::writable(DATA, 64)]);
+            }
+            let first = take(&mut queue, 1);
+            queue.push_used(first[0].head(), 0).unwrap();
+            queue.publish();
+            queue.needs_notification();
+            if features.contains(F::EVENT_IDX) {
+                driver.want_interrupt(100);
+            } else {
+                driver.set_no_interrupt(true);
+            }
+            let chains = take(&mut queue, if all { 2 } else { taken });
+            // Without `all`: one is still available, or taken and not used.
+            for chain in &chains[..if all { 2 } else { 1 }] {
+                queue.push_used(chain.head(), 0).unwrap();
+            }
+            queue.publish();
+            assert_eq!(queue.needs_notification(), expected, "{features:?} {all}");
         }
     }
 }

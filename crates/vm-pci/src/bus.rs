@@ -19,6 +19,7 @@ use crate::windows::{FunctionWindows, Owner, WindowMap};
 #[derive(Debug)]
 pub struct PciBus {
     number: u8,
+    is_express_port: bool,
     slots: RwLock<BTreeMap<DevFn, Slot>>,
     windows: Arc<WindowMap>,
     intx: IntxRouter,
@@ -44,6 +45,7 @@ impl PciBus {
     pub(crate) fn new(number: u8, windows: Arc<WindowMap>, intx: IntxRouter) -> Self {
         Self {
             number,
+            is_express_port: false,
             slots: RwLock::default(),
             windows,
             intx,
@@ -53,6 +55,12 @@ impl PciBus {
     /// The number that configuration accesses have for this bus.
     pub fn number(&self) -> u8 {
         self.number
+    }
+
+    /// Whether the bus is the link below a PCI Express port, where functions are endpoints. A root bus is not,
+    /// whatever its host.
+    pub fn is_express_port(&self) -> bool {
+        self.is_express_port
     }
 
     /// Puts `function` at `devfn`; software sees it from then on.

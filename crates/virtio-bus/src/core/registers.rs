@@ -201,7 +201,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
         if !self.health.is_live() || self.health.is_broken() {
             return false;
         }
-        let Some(active) = lend(QueueIndex(self.queue_select), queue) else {
+        let Some(active) = lend(QueueIndex(self.queue_select), queue, self.features.chosen) else {
             return false;
         };
         let kick = Arc::clone(&queue.kick);
@@ -242,7 +242,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
     pub fn set_queue_state(&mut self, queue: QueueIndex, state: QueueState) -> bool {
         match self.queues.get_mut(usize::from(queue.0)) {
             Some(queue) if !queue.slot.is_live() => {
-                queue.state = state;
+                queue.state = Some(state);
                 true
             }
             _ => false,

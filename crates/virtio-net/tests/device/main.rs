@@ -5,6 +5,7 @@ mod announce;
 mod ctrl;
 mod filter;
 mod harness;
+mod legacy;
 mod life;
 mod pairs;
 mod rss;

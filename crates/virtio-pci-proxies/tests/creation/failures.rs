@@ -31,8 +31,8 @@ fn a_failure_in_the_strings_leaves_nothing() {
         ),
         ("virtio-net-pci,bus=pci.7", "Bus 'pci.7' not found"),
         (
-            "virtio-net-pci-transitional,netdev=tap0,id=net0",
-            "'virtio-net-pci-transitional' is not supported: there is no legacy interface",
+            "virtio-net-pci,netdev=tap0,id=net0,disable-legacy=on,disable-modern=on",
+            "device cannot work as neither modern nor legacy mode is enabled",
         ),
         (
             "virtio-net-pci,netdev=tap0,nettest=1",

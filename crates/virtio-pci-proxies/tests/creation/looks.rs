@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use qdev::Phase;
+use qom::OnOffAuto;
 use vm_pci::DevFn;
 
 use crate::machine::{Rig, devfn};
@@ -15,10 +16,10 @@ fn two_strings_become_a_function_whose_nic_and_netdev_are_peers() {
     let at = devfn(1);
     assert_eq!(rig.slots(), [DevFn::from_byte(0), at]);
 
-    assert_eq!(rig.config::<4>(at, 0), [0xf4, 0x1a, 0x41, 0x10]);
-    assert_eq!(rig.config::<4>(at, 8), [1, 0, 0, 2], "revision and class");
-    assert_eq!(rig.config::<4>(at, 0x2c), [0xf4, 0x1a, 0x00, 0x11]);
-    assert_eq!(rig.config::<4>(at, 0x10), [0; 4], "no legacy BAR");
+    assert_eq!(rig.config::<4>(at, 0), [0xf4, 0x1a, 0x00, 0x10]);
+    assert_eq!(rig.config::<4>(at, 8), [0, 0, 0, 2], "revision and class");
+    assert_eq!(rig.config::<4>(at, 0x2c), [0xf4, 0x1a, 0x01, 0x00]);
+    assert_eq!(rig.config::<4>(at, 0x10), [1, 0, 0, 0], "BAR 0: ports");
     assert_eq!(rig.config::<4>(at, 0x14), [0; 4], "BAR 1: 32-bit memory");
     assert_eq!(
         rig.config::<1>(at, 0x20),
@@ -96,6 +97,79 @@ fn the_driver_finds_the_mac_that_was_given_and_qemus_where_none_was() {
             [2, 0, 0, 0, 0, 1],
         ]
     );
+}
+
+#[test]
+fn which_interfaces_there_are_is_the_types_or_the_users_choice() {
+    // (device, device id, BAR 0 is ports, `disable-legacy` as it reads then)
+    let table = [
+        ("virtio-net-pci", 0x1000, true, Some("off")),
+        (
+            "virtio-net-pci,disable-legacy=auto",
+            0x1000,
+            true,
+            Some("off"),
+        ),
+        (
+            "virtio-net-pci,disable-legacy=off",
+            0x1000,
+            true,
+            Some("off"),
+        ),
+        (
+            "virtio-net-pci,disable-legacy=on",
+            0x1041,
+            false,
+            Some("on"),
+        ),
+        (
+            "virtio-net-pci,disable-modern=on",
+            0x1000,
+            true,
+            Some("off"),
+        ),
+        ("virtio-net-pci-transitional", 0x1000, true, None),
+        ("virtio-net-pci-non-transitional", 0x1041, false, None),
+    ];
+    for (device, id, has_ports, disabled) in table {
+        let rig = Rig::new();
+        let object = rig.device(device).unwrap();
+        let at = devfn(1);
+        assert_eq!(u16::from_le_bytes(rig.config(at, 2)), id, "{device}");
+        assert_eq!(rig.config::<1>(at, 0x10) == [1], has_ports, "{device}");
+        let has_modern = rig.config::<1>(at, 0x20) == [0xc];
+        assert_eq!(has_modern, !device.contains("disable-modern"), "{device}");
+        let read = (object.class().property("disable-legacy"))
+            .map(|_| object.get::<OnOffAuto>("disable-legacy").unwrap());
+        assert_eq!(read.map(OnOffAuto::as_str), disabled, "{device}");
+    }
+    let rig = Rig::new();
+    let neither = rig.device("virtio-net-pci,disable-legacy=on,disable-modern=on");
+    assert_eq!(
+        neither.unwrap_err().to_string(),
+        "device cannot work as neither modern nor legacy mode is enabled"
+    );
+    rig.assert_empty("neither interface");
+}
+
+#[test]
+fn what_only_the_legacy_interface_offers_is_the_users_choice() {
+    // (properties, bits 24 and 27)
+    let table = [
+        ("", 0x0900_0000),
+        (",notify_on_empty=off", 0x0800_0000),
+        (",any_layout=off", 0x0100_0000),
+    ];
+    for (properties, expected) in table {
+        let rig = Rig::new();
+        rig.device(&format!("virtio-net-pci{properties}")).unwrap();
+        rig.host.assign_resources().unwrap();
+        let port = u16::from_le_bytes(rig.config(devfn(1), 0x10)) & !3;
+        let mut features = [0; 4];
+        assert!(rig.host.port_read(port, &mut features));
+        let offered = u32::from_le_bytes(features);
+        assert_eq!(offered & 0x0900_0000, expected, "{properties}");
+    }
 }
 
 #[test]

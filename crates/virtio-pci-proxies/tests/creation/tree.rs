@@ -40,10 +40,10 @@ fn properties_read_as_what_they_came_to() {
         ("net0", "duplex", "\"\""),
         ("net0", "speed", "-1"),
         ("net0", "bootindex", "-1"),
-        ("net0", "disable-legacy", "\"on\""),
+        ("net0", "disable-legacy", "\"off\""),
         ("net0", "disable-modern", "false"),
         ("net0", "queue_reset", "true"),
-        ("net0", "notify_on_empty", "false"),
+        ("net0", "notify_on_empty", "true"),
         ("net0", "parent_bus", "\"/machine/pci.0\""),
         (
             "net0",

@@ -86,7 +86,8 @@ impl<'a> Driver<'a> {
         } else {
             0
         };
-        u64::from(high) << 32 | u64::from(low & !0xf)
+        let type_bits = if low & 1 != 0 { 3 } else { 0xf };
+        u64::from(high) << 32 | u64::from(low & !type_bits)
     }
 
     /// Address of a structure.

@@ -98,11 +98,7 @@ fn any_access_to_any_bar_has_an_answer() {
     let mut next = numbers(0x2545_f491_4f6c_dd1d);
     for _ in 0..200_000 {
         let bits = next();
-        let (bar, size) = if bits & 1 == 0 {
-            (4, 0x4000)
-        } else {
-            (1, 0x1000)
-        };
+        let (bar, size) = [(4, 0x4000), (1, 0x1000), (0, 0x20)][usize::try_from(bits % 3).unwrap()];
         let region = if bits & 2 == 0 { 0x48 } else { size };
         let len = usize::try_from(1 + (bits >> 8) % 9).unwrap();
         let offset = ((bits >> 16) % region).min(size - len as u64);
@@ -110,7 +106,14 @@ fn any_access_to_any_bar_has_an_answer() {
         let mut data = next().to_le_bytes().to_vec();
         data.push(0xff);
         data.truncate(len);
-        if bits & 4 == 0 {
+        if bar == 0 {
+            let port = u16::try_from(address).unwrap();
+            if bits & 4 == 0 {
+                assert!(machine.host.port_read(port, &mut data));
+            } else {
+                assert!(machine.host.port_write(port, &data));
+            }
+        } else if bits & 4 == 0 {
             assert!(machine.host.mmio_read(address, &mut data));
         } else {
             assert!(machine.host.mmio_write(address, &data));
@@ -145,6 +148,13 @@ fn disturb(machine: &Machine, driver: &Driver<'_>, next: &mut impl FnMut() -> u6
         11 => machine.pci.resume(),
         12 => {
             machine.toy.turn();
+        }
+        13 => {
+            let port = driver.bar(0) + (bits >> 16) % 0x20;
+            let port = u16::try_from(port).unwrap_or(u16::MAX);
+            machine
+                .host
+                .port_write(port, &value[..1 + usize::from(value[7] % 4)]);
         }
         _ => {
             let offset = (bits >> 16) % 0x3fff;

@@ -139,7 +139,7 @@ fn a_function_without_a_device_is_not_there() {
     assert_eq!(driver.config::<4>(0), [0xff; 4]);
     assert!(!is_decoded(), "its windows are left");
     machine.pci.bus().plug(toy).unwrap();
-    assert_eq!(driver.config::<4>(0), [0xf4, 0x1a, 0x44, 0x10]);
+    assert_eq!(driver.config::<4>(0), [0xf4, 0x1a, 0x05, 0x10]);
     assert!(!is_decoded(), "a fresh function decodes nothing");
     machine.host.assign_resources().unwrap();
     driver.start();

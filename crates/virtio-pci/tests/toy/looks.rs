@@ -1,18 +1,70 @@
 //! What the function looks like before a driver does anything.
 
-use virtio_pci::VirtioPciConfig;
+use std::sync::Arc;
+
+use virtio_bus::NoKickBinder;
+use virtio_pci::{VirtioPci, VirtioPciConfig};
 
 use crate::driver::{Driver, Structure};
 use crate::machine::{Binder, Machine};
 
+/// Legacy and modern interface.
+fn forms() -> [(&'static str, VirtioPciConfig); 3] {
+    let form = |legacy, modern| VirtioPciConfig {
+        legacy,
+        modern,
+        ..VirtioPciConfig::default()
+    };
+    [
+        ("transitional", form(true, true)),
+        ("modern", form(false, true)),
+        ("legacy", form(true, false)),
+    ]
+}
+
 #[test]
-fn identity_is_that_of_a_modern_device_of_its_type() {
-    let machine = Machine::usual();
+fn a_function_with_the_legacy_interface_has_the_identity_of_before_virtio_1() {
+    // (device id, revision, subsystem id)
+    let expected = [
+        ([0x05, 0x10], 0, [0x04, 0]),
+        ([0x44, 0x10], 1, [0x00, 0x11]),
+        ([0x05, 0x10], 0, [0x04, 0]),
+    ];
+    for ((name, config), (device, revision, subsystem)) in forms().into_iter().zip(expected) {
+        let machine = Machine::with(config);
+        let driver = Driver::find(&machine);
+        assert_eq!(driver.config::<2>(0), [0xf4, 0x1a], "{name}");
+        assert_eq!(driver.config::<2>(2), device, "{name}");
+        assert_eq!(driver.config::<4>(8), [revision, 0, 0xff, 0], "{name}");
+        assert_eq!(driver.config::<2>(0x2c), [0xf4, 0x1a], "{name}");
+        assert_eq!(driver.config::<2>(0x2e), subsystem, "{name}");
+        assert_eq!(driver.config::<1>(0x3d), [1], "{name}: INTA#");
+    }
+}
+
+#[test]
+fn a_legacy_function_has_no_virtio_capability_and_msix_first() {
+    let [.., (_, config)] = forms();
+    let machine = Machine::with(config);
     let driver = Driver::find(&machine);
-    assert_eq!(driver.config::<4>(0), [0xf4, 0x1a, 0x44, 0x10]);
-    assert_eq!(driver.config::<4>(8), [1, 0, 0xff, 0], "revision and class");
-    assert_eq!(driver.config::<4>(0x2c), [0xf4, 0x1a, 0x00, 0x11]);
-    assert_eq!(driver.config::<1>(0x3d), [1], "INTA#");
+    assert!(driver.structures.is_empty());
+    assert_eq!(driver.others, [(0x11, 0x40)]);
+}
+
+#[test]
+fn a_function_without_any_interface_is_refused() {
+    let config = VirtioPciConfig {
+        legacy: false,
+        modern: false,
+        ..VirtioPciConfig::default()
+    };
+    let memory = Machine::usual().memory;
+    let msi = vm_pci::test_utils::RecordingMsiSink::new();
+    let refused = VirtioPci::new(config, memory, msi, Arc::new(NoKickBinder)).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "device cannot work as neither modern nor legacy mode is enabled"
+    );
 }
 
 #[test]
@@ -47,23 +99,67 @@ fn capabilities_are_met_last_added_first_where_qemu_has_them() {
 
 #[test]
 fn bars_have_the_sizes_and_kinds_that_qemu_gives_them() {
-    let machine = Machine::usual();
-    let driver = Driver::find(&machine);
-    driver.command(0);
-    // (register, what sizing reads)
-    let table = [
-        (0x10, 0),
-        (0x14, 0xffff_f000),
-        (0x18, 0),
-        (0x1c, 0),
-        (0x20, 0xffff_c00c),
-        (0x24, 0xffff_ffff),
+    // What sizing reads, in the order of BARs.
+    let expected = [
+        [0xffff_ffe1, 0xffff_f000, 0, 0, 0xffff_c00c, 0xffff_ffff],
+        [0, 0xffff_f000, 0, 0, 0xffff_c00c, 0xffff_ffff],
+        [0xffff_ffe1, 0xffff_f000, 0, 0, 0, 0],
     ];
-    for (register, size) in table {
-        driver.set_config(register, [0xff; 4]);
-        let read = u32::from_le_bytes(driver.config(register));
-        assert_eq!(read, size, "{register:#x}");
+    for ((name, config), sizes) in forms().into_iter().zip(expected) {
+        let machine = Machine::with(config);
+        assert_eq!(bar_sizes(&machine), sizes, "{name}");
     }
+}
+
+fn bar_sizes(machine: &Machine) -> [u32; 6] {
+    let driver = Driver::find(machine);
+    driver.command(0);
+    [0x10, 0x14, 0x18, 0x1c, 0x20, 0x24].map(|register| {
+        driver.set_config(register, [0xff; 4]);
+        u32::from_le_bytes(driver.config(register))
+    })
+}
+
+#[test]
+fn a_page_for_each_queue_and_a_notify_port_look_as_qemus() {
+    let config = VirtioPciConfig {
+        page_per_vq: true,
+        modern_pio_notify: true,
+        ..VirtioPciConfig::default()
+    };
+    let machine = Machine::with(config);
+    let driver = Driver::find(&machine);
+    let notify: Vec<_> = (driver.structures.iter())
+        .filter(|structure| structure.kind == 2)
+        .map(|at| {
+            (
+                at.at,
+                at.bar,
+                at.offset,
+                at.length,
+                driver.config::<4>(at.at + 16),
+            )
+        })
+        .collect();
+    assert_eq!(
+        notify,
+        [
+            (0x84, 2, 0, 4, [0; 4]),
+            (0x70, 4, 0x3000, 0x40_0000, [0, 0x10, 0, 0]),
+        ]
+    );
+    assert_eq!(driver.others, [(0x11, 0xac)]);
+    assert_eq!(
+        bar_sizes(&machine),
+        [
+            0xffff_ffe1,
+            0xffff_f000,
+            0xffff_fffd,
+            0,
+            0xff80_000c,
+            0xffff_ffff
+        ]
+    );
 }
 
 #[test]

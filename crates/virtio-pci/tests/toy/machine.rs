@@ -89,6 +89,10 @@ impl Machine {
     }
 
     pub(crate) fn usual() -> Self {
-        Self::new(VirtioPciConfig::default(), Binder::default())
+        Self::with(VirtioPciConfig::default())
+    }
+
+    pub(crate) fn with(config: VirtioPciConfig) -> Self {
+        Self::new(config, Binder::default())
     }
 }

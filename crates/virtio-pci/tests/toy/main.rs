@@ -7,6 +7,7 @@ mod driver;
 mod machine;
 
 mod hostile;
+mod legacy;
 mod lifecycle;
 mod looks;
 mod transfer;
