@@ -247,7 +247,9 @@ impl Options {
         expected: &'static str,
     ) -> Result<Option<T>, Error> {
         self.take_as(key, |text| {
-            let value = scalar::integer(text).and_then(|value| u64::try_from(value).ok());
+            // A minus is no part of an unsigned integer, not even before 0.
+            let value = scalar::integer(text).filter(|_| !text.contains('-'));
+            let value = value.and_then(|value| u64::try_from(value).ok());
             let value = value.ok_or_else(|| Error::NotAnInteger(key.to_owned()))?;
             T::try_from(value).map_err(|_| Error::OutOfRange {
                 key: key.to_owned(),

@@ -72,19 +72,17 @@ pub fn size(text: &str) -> Option<u64> {
         return u128::from(whole).checked_mul(multiplier)?.try_into().ok();
     }
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    // 18 digits say more than a fraction of 2^60 bytes can use, and leave the sums below far from
-    // 2^128.
-    if fraction.len() > 18 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+    let is_whole = fraction.bytes().all(|digit| digit == b'0');
+    if !fraction.bytes().all(|b| b.is_ascii_digit()) || (!is_whole && multiplier == 1) {
         return None;
     }
+    // 18 digits say a fraction of 2^60 bytes to within two bytes, and leave the sums below far from 2^128.
+    let fraction = fraction.get(..18).unwrap_or(fraction);
     let numerator = if fraction.is_empty() {
         0
     } else {
         fraction.parse::<u64>().ok()?
     };
-    if numerator != 0 && multiplier == 1 {
-        return None;
-    }
     let mut denominator = 1u128;
     for _ in 0..fraction.len() {
         denominator = denominator.checked_mul(10)?;
@@ -164,6 +162,10 @@ mod tests {
             ("k", None),
             (".5k", None),
             ("1..5k", None),
+            ("1.50000000000000000000000001k", Some(1536)),
+            ("1.0000000000000000000", Some(1)),
+            ("1.0000000000000000001", None),
+            ("1.000000000000000000x", None),
             ("0x10", Some(16)),
             ("0x10k", Some(16384)),
             ("0xB", Some(11)),

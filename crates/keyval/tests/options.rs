@@ -144,6 +144,10 @@ fn errors_name_the_option_in_qemus_words() {
             "Parameter 'queues' expects a uint64 value",
         ),
         (
+            of("queues= -0").take_u32("queues").unwrap_err(),
+            "Parameter 'queues' expects a uint64 value",
+        ),
+        (
             of("queues=").take_u64("queues").unwrap_err(),
             "Parameter 'queues' expects a uint64 value",
         ),

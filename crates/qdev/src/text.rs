@@ -25,11 +25,13 @@ pub fn set_text(object: &Object, name: &str, text: &str) -> Result<(), PropertyE
             Kind::Bool => scalar::boolean(text)
                 .map(Value::Bool)
                 .ok_or_else(|| expects("'on' or 'off'")),
-            Kind::U8 | Kind::U16 | Kind::U32 | Kind::U64 | Kind::I32 | Kind::I64 => {
-                scalar::integer(text)
-                    .map(Value::Int)
-                    .ok_or_else(|| expects("integer"))
-            }
+            Kind::U8 | Kind::U16 | Kind::U32 | Kind::U64 => scalar::integer(text)
+                .map(Value::Int)
+                .ok_or_else(|| expects("integer")),
+            Kind::I32 | Kind::I64 => scalar::integer(text)
+                .filter(|value| i64::try_from(*value).is_ok())
+                .map(Value::Int)
+                .ok_or_else(|| expects("integer")),
             Kind::Size => scalar::size(text)
                 .map(Value::from)
                 .ok_or_else(|| expects("size")),

@@ -100,6 +100,11 @@ fn each_refusal_has_qemus_words() -> Result<(), Error> {
         ("toy,size=", "Parameter 'size' expects integer"),
         ("toy,size", "Parameter 'size' expects integer"),
         ("toy,size=1K", "Parameter 'size' expects integer"),
+        ("toy,speed=2147483648", "Parameter 'speed' expects int32_t"),
+        (
+            "toy,speed=9223372036854775808",
+            "Parameter 'speed' expects integer",
+        ),
         ("toy,size=1,,2", "Parameter 'size' expects integer"),
         ("toy,size=70000", "Parameter 'size' expects uint16_t"),
         ("toy,size=-5", "Parameter 'size' expects uint16_t"),

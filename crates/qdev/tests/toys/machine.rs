@@ -270,6 +270,7 @@ fn register_toys(registry: &mut TypeRegistry, script: &Arc<Script>) -> Result<()
                 PropertyInfo::bool("mq", false),
                 PropertyInfo::u16("size", 256),
                 PropertyInfo::size("memory", 0),
+                PropertyInfo::i32("speed", -1),
                 PropertyInfo::on_off_auto("legacy"),
                 PropertyInfo::str("netdev"),
                 PropertyInfo::custom("mac", &MAC_ADDRESS),

@@ -50,6 +50,7 @@ fn properties_are_listed_and_read_by_path() -> Result<(), Error> {
         "mac (str)",
         "parent_bus (link<bus>)",
         "size (uint16)",
+        "speed (int32)",
     ] {
         assert!(toy.iter().any(|listed| listed == line), "{line} in {toy:?}");
     }
