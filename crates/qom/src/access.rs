@@ -251,7 +251,7 @@ impl Object {
         target: &Arc<Self>,
         target_name: &str,
     ) -> Result<(), PropertyError> {
-        if !target.has_property(target_name) {
+        if !target.leads_to_a_property(target_name) {
             return Err(target.not_found(target_name));
         }
         let alias = OwnProperty::Alias {
@@ -324,6 +324,17 @@ impl Object {
     #[must_use]
     pub fn has_property(&self, name: &str) -> bool {
         name == "type" || self.class().property(name).is_some() || self.own_property(name).is_some()
+    }
+
+    /// Whether there is a property of this name, and if that is an alias, one at its end. So no alias is made
+    /// that leads back to itself, by way of one whose end was removed.
+    fn leads_to_a_property(&self, name: &str) -> bool {
+        match self.own_property(name) {
+            Some(OwnProperty::Alias { target, name }) => target
+                .upgrade()
+                .is_some_and(|target| target.leads_to_a_property(&name)),
+            _ => self.has_property(name),
+        }
     }
 
     pub(crate) fn add_own(&self, name: &str, property: OwnProperty) -> Result<(), PropertyError> {

@@ -352,3 +352,20 @@ fn a_computed_property_calls_its_hooks_with_values_of_its_kind() -> Result<(), E
     ));
     Ok(())
 }
+
+#[test]
+fn no_alias_leads_back_to_itself() -> Result<(), Error> {
+    let registry = registry()?;
+    let [one, other, child] = ["container"; 3].map(|name| registry.new_object(name));
+    let (one, other) = (one?, other?);
+    one.add_child("x", child?)?;
+    other.add_alias("y", &one, "x")?;
+    one.remove_child("x");
+
+    // Read, `x` would ask `y`, which would ask `x`.
+    let refused = one.add_alias("x", &other, "y").map_err(|e| e.to_string());
+    assert_eq!(refused, Err("Property 'container.y' not found".to_owned()));
+    assert!(one.value("x").is_err());
+    assert!(other.value("y").is_err());
+    Ok(())
+}
