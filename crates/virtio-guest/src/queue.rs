@@ -1,5 +1,6 @@
 //! The driver's half of a virtqueue.
 
+mod buffer;
 mod in_order;
 mod packed;
 mod split;
@@ -12,6 +13,7 @@ pub use split::SplitRing;
 use virtio::F;
 
 use crate::{DmaMemory, DmaRegion, Error, Platform, Width};
+use buffer::Buffer;
 use in_order::InOrder;
 use packed::Place;
 
@@ -575,32 +577,6 @@ impl<const N: usize> VirtQueue<N> {
 
     fn following(&self, entry: u16) -> u16 {
         self.next.get(usize::from(entry)).copied().unwrap_or(0)
-    }
-}
-
-/// One buffer of a chain.
-#[derive(Clone, Copy)]
-struct Buffer {
-    address: u64,
-    len: u32,
-    /// `SplitRing::WRITE`, or 0.
-    write: u16,
-    /// It is not the last.
-    more: bool,
-}
-
-impl Buffer {
-    fn next(self) -> u16 {
-        if self.more { SplitRing::NEXT } else { 0 }
-    }
-
-    fn split(self, next: u16) -> Descriptor {
-        Descriptor {
-            address: self.address,
-            len: self.len,
-            flags: self.write | self.next(),
-            next: if self.more { next } else { 0 },
-        }
     }
 }
 
