@@ -193,8 +193,8 @@ const OURS: &[(&str, &str)] = &[
          use by the machine",
     ),
     (
-        "-device virtio-net-pci,packed=on",
-        "-device virtio-net-pci,packed=on: Property 'virtio-net-device.packed' is not supported \
+        "-device virtio-net-pci,ats=on",
+        "-device virtio-net-pci,ats=on: Property 'virtio-net-pci.ats' is not supported \
          with any value but 'off'",
     ),
     (

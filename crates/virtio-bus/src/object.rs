@@ -35,7 +35,8 @@ pub fn register_types(registry: &mut TypeRegistry) -> Result<(), qom::Error> {
     )
 }
 
-/// Those that all models have. `indirect_desc`, `event_idx` and `queue_reset` are the model's to offer.
+/// Those that all models have. `indirect_desc`, `event_idx`, `queue_reset`, `packed` and `in_order` are the
+/// model's to offer.
 const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("indirect_desc", true).describe("on/off"),
     PropertyInfo::bool("event_idx", true).describe("on/off"),
@@ -47,13 +48,9 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("iommu_platform", false)
         .describe("on/off")
         .unbuilt(OFF),
-    PropertyInfo::bool("packed", false)
-        .describe("on/off")
-        .unbuilt(OFF),
+    PropertyInfo::bool("packed", false).describe("on/off"),
     // Later than QEMU 7.2.
-    PropertyInfo::bool("in_order", false)
-        .describe("on/off")
-        .unbuilt(OFF),
+    PropertyInfo::bool("in_order", false).describe("on/off"),
     // They say what a migration stream has.
     PropertyInfo::bool("use-disabled-flag", true).unbuilt(ON),
     PropertyInfo::bool("use-started", true).unbuilt(ON),

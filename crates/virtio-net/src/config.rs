@@ -89,6 +89,10 @@ pub struct VirtioNetConfig {
     pub event_idx: bool,
     /// The driver may reset one queue, if the transport can.
     pub queue_reset: bool,
+    /// Rings may be packed.
+    pub packed: bool,
+    /// The device uses buffers in the order in which they were made available.
+    pub in_order: bool,
 }
 
 /// A link's duplex mode (virtio 1.4, 5.1.4).
@@ -151,6 +155,8 @@ impl Default for VirtioNetConfig {
             indirect_desc: true,
             event_idx: true,
             queue_reset: true,
+            packed: false,
+            in_order: false,
         }
     }
 }

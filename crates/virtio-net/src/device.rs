@@ -303,9 +303,6 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         if !required.requirements_satisfied() {
             return Err(refuse("a feature is chosen without one that it needs"));
         }
-        if net.contains(NetF::RING_PACKED) {
-            return Err(refuse("packed rings are not supported"));
-        }
         let mut state = lock(&self.state);
         self.forget_arriving();
         for pair in &self.pairs {

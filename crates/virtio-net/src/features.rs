@@ -127,6 +127,8 @@ pub(crate) fn offered(config: &VirtioNetConfig, backend: Option<Offloads>) -> F 
         (config.indirect_desc, NetF::INDIRECT_DESC),
         (config.event_idx, NetF::EVENT_IDX),
         (config.queue_reset, NetF::RING_RESET),
+        (config.packed, NetF::RING_PACKED),
+        (config.in_order, NetF::IN_ORDER),
     ];
     let mut features = NetF::empty();
     for (wanted, feature) in table {
@@ -320,7 +322,9 @@ mod tests {
     #[test]
     fn what_is_configured_is_offered_and_nothing_else() {
         type Change = fn(&mut VirtioNetConfig);
-        let table: [(Change, NetF, bool); 7] = [
+        let table: [(Change, NetF, bool); 9] = [
+            (|c| c.packed = true, NetF::RING_PACKED, true),
+            (|c| c.in_order = true, NetF::IN_ORDER, true),
             (|c| c.mq = true, NetF::MQ, true),
             (|c| c.speed = Some(0), NetF::SPEED_DUPLEX, true),
             (

@@ -74,7 +74,7 @@
 //!
 //! That its queue is broken the transport is told under the queue's lock, so that a reset comes before or after.
 //!
-//! Not here yet: packed rings, and drivers from before virtio 1.0 on big-endian hosts.
+//! Not here yet: and drivers from before virtio 1.0 on big-endian hosts.
 //! Nor are received frames longer than `host_mtu` dropped (virtio 1.4, 5.1.4.1): as with QEMU, the
 //! backend's interface is given the same MTU by whoever sets it up.
 

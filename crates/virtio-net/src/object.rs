@@ -191,6 +191,8 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
         indirect_desc: device.get("indirect_desc")?,
         event_idx: device.get("event_idx")?,
         queue_reset: device.get("queue_reset")?,
+        packed: device.get("packed")?,
+        in_order: device.get("in_order")?,
     })
 }
 

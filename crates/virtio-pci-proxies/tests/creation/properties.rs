@@ -132,9 +132,7 @@ fn what_is_not_built_is_refused_by_name() {
     let off = "is not supported with any value but 'off'";
     let none = "is not supported";
     let table = [
-        ("packed=on", "virtio-net-device", off),
         ("iommu_platform=on", "virtio-net-device", off),
-        ("in_order=on", "virtio-net-device", off),
         (
             "bootindex=1",
             "virtio-net-device",
