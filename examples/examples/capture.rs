@@ -20,19 +20,21 @@ use virtio_guest::{DmaMemory, DmaRegion, NetConfig, NetDriver, VirtioPciTranspor
 use examples::devices::Devices;
 use examples::machine::layout::MIB;
 use examples::machine::{DriverView, Machine, MachineConfig, ManualInterrupts};
+use examples::output::say;
 
 const FRAMES: u8 = 3;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    let file = std::env::args().nth(1);
-    let file = file.unwrap_or_else(|| {
-        let path = std::env::temp_dir().join("nic.pcap");
-        path.to_string_lossy().into_owned()
-    });
-    match capture(&file) {
+    let file = std::env::args_os().nth(1);
+    let file = file.unwrap_or_else(|| std::env::temp_dir().join("nic.pcap").into());
+    let Some(file) = file.to_str() else {
+        eprintln!("capture: {}: not UTF-8", file.to_string_lossy());
+        return ExitCode::FAILURE;
+    };
+    match capture(file) {
         Ok(frames) => {
-            println!("{frames} frames in {file}");
+            say(format_args!("{frames} frames in {file}"));
             ExitCode::SUCCESS
         }
         Err(error) => {

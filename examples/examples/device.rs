@@ -21,15 +21,16 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vm_pci::{MsiSink, PciHost, PciHostConfig};
 
 use examples::machine::ManualInterrupts;
+use examples::output::{print, say};
 
 type Memory = Arc<GuestMemoryMmap<()>>;
 
 fn main() -> ExitCode {
-    let asked = std::env::args().nth(1);
-    let asked = asked
-        .as_deref()
-        .unwrap_or("virtio-net-pci,id=net0,netdev=peer");
-    match show(asked) {
+    let asked = std::env::args_os().nth(1);
+    let asked = asked.unwrap_or_else(|| "virtio-net-pci,id=net0,netdev=peer".into());
+    // What is not UTF-8 in it names no type, property or value.
+    let asked = asked.to_string_lossy();
+    match show(&asked) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("device: {asked}: {error}");
@@ -66,7 +67,7 @@ fn show(asked: &str) -> Result<(), Box<dyn Error>> {
     // `-device help` and `-device TYPE,help`.
     let options = Options::parse(asked, Some("driver"));
     if let Some(help) = qdev::help::help(machine.registry(), &options)? {
-        print!("{help}");
+        print(&help);
         return Ok(());
     }
 
@@ -74,11 +75,11 @@ fn show(asked: &str) -> Result<(), Box<dyn Error>> {
     // `qom-get` of QEMU print of it.
     let device = machine.device_add(options)?;
     let path = device.path().unwrap_or_default();
-    print!("{}", machine.qom_tree("/machine")?);
-    println!("\n{path}:");
+    print(&machine.qom_tree("/machine")?);
+    say(format_args!("\n{path}:"));
     for property in machine.qom_list(&path)? {
         let value = machine.qom_get(&path, &property.name)?;
-        println!("  {property} = {}", value.json());
+        say(format_args!("  {property} = {}", value.json()));
     }
     Ok(())
 }
