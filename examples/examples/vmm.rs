@@ -32,8 +32,13 @@ fn main() -> ExitCode {
             print(cli::HELP);
             return ExitCode::SUCCESS;
         }
-        Ok(Command::DeviceHelp(asked)) => return help(devices::device_help(&asked)),
+        Ok(Command::DeviceHelp(asked)) => {
+            // As in QEMU, help was given, whether there is such a device or not.
+            help(devices::device_help(&asked));
+            return ExitCode::SUCCESS;
+        }
         Ok(Command::NetdevHelp(asked)) => return help(devices::netdev_help(&asked)),
+        Ok(Command::ObjectHelp(asked)) => return help(devices::object_help(&asked)),
         Ok(Command::Version) => {
             say(concat!("vmm ", env!("CARGO_PKG_VERSION")));
             return ExitCode::SUCCESS;

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::machine::layout::{GIB, MIB, RAM_MAX, RAM_MIN};
+use crate::monitor::{Channel, ChannelError};
 
 /// What the user asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub enum Command {
     DeviceHelp(String),
     /// `-netdev help`, `-netdev KIND,help`: likewise.
     NetdevHelp(String),
+    /// `-object help`, `-object TYPE,help`: likewise.
+    ObjectHelp(String),
     /// Print which VMM it is.
     Version,
 }
@@ -25,8 +28,16 @@ pub enum Command {
 pub struct Options {
     /// `-netdev`, in the order given.
     pub netdevs: Vec<String>,
+    /// `-object`, in the order given.
+    pub objects: Vec<String>,
     /// `-device`, in the order given.
     pub devices: Vec<String>,
+    /// `-monitor`, in the order given.
+    pub monitors: Vec<String>,
+    /// `-serial`: where the serial line's other end is.
+    pub serial: Serial,
+    /// `-S`: the processors wait for `cont`.
+    pub paused: bool,
     /// `-kernel`: a bzImage or ELF kernel. Without one the embedded guest runs.
     pub kernel: Option<PathBuf>,
     /// `-initrd`
@@ -47,7 +58,11 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             netdevs: Vec::new(),
+            objects: Vec::new(),
             devices: Vec::new(),
+            monitors: Vec::new(),
+            serial: Serial::default(),
+            paused: false,
             kernel: None,
             initrd: None,
             append: None,
@@ -57,6 +72,18 @@ impl Default for Options {
             own_network: false,
         }
     }
+}
+
+/// Where a kernel's serial line ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Serial {
+    /// On the terminal.
+    #[default]
+    Stdio,
+    /// What the guest sends is written to a file; nothing comes back.
+    File(PathBuf),
+    /// Nowhere.
+    None,
 }
 
 /// What is wrong with a command line.
@@ -88,12 +115,19 @@ pub const HELP: &str = "\
 usage: vmm [options]
 
 -netdev TYPE,id=ID[,...]     make a network backend; help, or TYPE,help, lists what there is
+-object TYPE,id=ID[,...]     make an object: filter-dump captures a netdev's frames in a pcap file;
+                             help, or TYPE,help, lists what there is
 -device DRIVER[,PROP=...]    make a device; help, or DRIVER,help, lists what there is
 -kernel FILE                 boot this bzImage or ELF kernel
 -initrd FILE                 its initial file system
 -append LINE                 its command line
 -m MEGABYTES                 memory; with suffix M or G (default 128)
 -smp N                       processors, 1 to 8 (default 1)
+-serial stdio|file:PATH|none where the serial line of -kernel ends (default stdio)
+-monitor CHANNEL             control the running machine by QEMU's human monitor on a channel:
+                             unix:PATH[,server=on[,wait=off]], tcp:[HOST]:PORT[,server=on[,wait=off]],
+                             stdio (with another -serial), none; its command help lists the others
+-S                           let the processors wait for the monitor's cont
 -no-reboot                   end when the guest resets the machine
 -netns new                   enter a network namespace of its own first
 -help, -version
@@ -116,6 +150,7 @@ Status: 0 the guest powered off (or reset, with -no-reboot), 1 the VMM could not
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, UsageError> {
     let mut arguments = arguments.into_iter();
     let mut options = Options::default();
+    let mut serial_given = false;
     while let Some(argument) = arguments.next() {
         let given = argument.to_string_lossy().into_owned();
         let name = given
@@ -136,6 +171,18 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
                 asked if asks_for_help(&asked, "driver") => return Ok(Command::DeviceHelp(asked)),
                 device => options.devices.push(device),
             },
+            "object" => match text(&given, value()?)? {
+                asked if asks_for_help(&asked, "qom-type") => {
+                    return Ok(Command::ObjectHelp(asked));
+                }
+                object => options.objects.push(object),
+            },
+            "monitor" => options.monitors.push(text(&given, value()?)?),
+            "serial" => {
+                serial_given = true;
+                options.serial = checked(&given, value()?, serial)?;
+            }
+            "S" => options.paused = true,
             "kernel" => options.kernel = Some(value()?.into()),
             "initrd" => options.initrd = Some(value()?.into()),
             "append" => options.append = Some(text(&given, value()?)?),
@@ -154,6 +201,21 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
         }
         if options.initrd.is_some() {
             return Err(UsageError::NeedsKernel("-initrd"));
+        }
+        if serial_given {
+            return Err(UsageError::NeedsKernel("-serial"));
+        }
+    }
+    // The guest's output is on standard output as long as its serial line is.
+    let mut on_terminal = usize::from(options.serial == Serial::Stdio);
+    for monitor in &options.monitors {
+        on_terminal += usize::from(Channel::is_stdio(monitor));
+        if on_terminal > 1 && Channel::is_stdio(monitor) {
+            return Err(UsageError::BadValue {
+                option: "-monitor".into(),
+                value: monitor.clone(),
+                reason: ChannelError::StdioTaken.to_string(),
+            });
         }
     }
     Ok(Command::Run(options))
@@ -221,6 +283,17 @@ fn vcpus(value: &str) -> Result<u8, String> {
     }
 }
 
+fn serial(value: &str) -> Result<Serial, String> {
+    match value {
+        "stdio" => Ok(Serial::Stdio),
+        "none" | "null" => Ok(Serial::None),
+        _ => match value.strip_prefix("file:") {
+            Some(path) if !path.is_empty() => Ok(Serial::File(path.into())),
+            _ => Err("expected \"stdio\", \"none\" or file:PATH".into()),
+        },
+    }
+}
+
 fn netns(value: &str) -> Result<bool, String> {
     if value == "new" {
         Ok(true)
@@ -242,10 +315,14 @@ mod tests {
     #[test]
     fn one_dash_and_two_mean_the_same() {
         let words = "-netdev tap,id=a -device x,netdev=a -device y -kernel K -initrd I \
-                     -append quiet -m 256 -smp 2 -no-reboot";
+                     -append quiet -m 256 -smp 2 -no-reboot -object o -monitor none -serial none -S";
         let expected = Options {
             netdevs: vec!["tap,id=a".into()],
+            objects: vec!["o".into()],
             devices: vec!["x,netdev=a".into(), "y".into()],
+            monitors: vec!["none".into()],
+            serial: Serial::None,
+            paused: true,
             kernel: Some("K".into()),
             initrd: Some("I".into()),
             append: Some("quiet".into()),
@@ -270,6 +347,10 @@ mod tests {
             ("-device x,help -nosuch", device("x,help")),
             ("-netdev help -device help", netdev("help")),
             ("--netdev tap,help", netdev("tap,help")),
+            (
+                "-object filter-dump,help",
+                Ok(Command::ObjectHelp("filter-dump,help".into())),
+            ),
         ];
         for (words, expected) in table {
             assert_eq!(parse_words(words), expected, "{words}");
@@ -319,6 +400,19 @@ mod tests {
                 "-smp 9: expected a number of processors from 1 to 8",
             ),
             ("-m 1", "-m 1: memory must be between 16 and"),
+            (
+                "-monitor stdio",
+                "-monitor stdio: cannot use stdio by multiple character devices",
+            ),
+            (
+                "-kernel k -serial none -monitor stdio -monitor stdio",
+                "-monitor stdio: cannot use stdio by multiple character devices",
+            ),
+            ("-serial none", "-serial only allowed with -kernel option"),
+            (
+                "-serial file:",
+                "-serial file:: expected \"stdio\", \"none\" or file:PATH",
+            ),
             ("-netns old", "-netns old: expected \"new\""),
             ("-append x", "-append only allowed with -kernel option"),
             ("-initrd x", "-initrd only allowed with -kernel option"),

@@ -1,13 +1,19 @@
 //! The creation way: network backends and devices from QEMU's option strings.
 
+use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use iothread::{AioContext, IoThread};
 use keyval::Options;
-use net_client::{NetClients, NetdevError};
+use keyval::help::is_help;
+use net_client::{CAPTURE_MAX_LEN, FilterError, NetClients, NetdevError, Port};
+use qdev::MacAddr;
 use qom::{Object, TypeRegistry};
 use virtio_bus::KickBinder;
+use virtio_net::VirtioNet;
+use virtio_net::object::NicAddress;
+use virtio_pci::VirtioPci;
 use vm_pci::MsiSink;
 
 use crate::machine::{Machine, Memory};
@@ -19,7 +25,53 @@ pub struct Devices {
     // In the order in which they are dropped.
     machine: Arc<qdev::Machine>,
     netdevs: Arc<NetClients>,
+    /// What `-object` made, in that order. A leaf lock.
+    filters: Mutex<Vec<FilterInfo>>,
     _iothread: IoThread,
+}
+
+/// A network card: the model, under the name that its user knows it by.
+#[derive(Clone, Debug)]
+pub struct Nic {
+    /// Its id, or its type with a number.
+    pub name: String,
+    /// The type that the user asked for.
+    pub model: Arc<str>,
+    /// Its address.
+    pub mac: MacAddr,
+    /// A port a queue pair.
+    pub ports: Vec<Arc<Port>>,
+}
+
+/// A filter as `info network` prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilterInfo {
+    /// Its id.
+    pub id: String,
+    /// The netdev that it stands at.
+    pub netdev: String,
+    file: String,
+    maxlen: String,
+    position: String,
+    queue: String,
+}
+
+impl fmt::Display for FilterInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            id,
+            netdev,
+            file,
+            maxlen,
+            position,
+            queue,
+        } = self;
+        write!(
+            f,
+            "{id}: type=filter-dump,file={file},maxlen={maxlen},position={position},status=on,\
+             insert=behind,netdev={netdev},queue={queue}"
+        )
+    }
 }
 
 /// Why a netdev or device was not made, worded as QEMU does.
@@ -43,6 +95,14 @@ pub enum DeviceError {
         /// What is wrong with it.
         source: NetdevError,
     },
+    /// An `-object` option.
+    #[error("-object {text}: {source}")]
+    Filter {
+        /// The option's value.
+        text: String,
+        /// What is wrong with it.
+        source: FilterError,
+    },
     /// A `-device` option.
     #[error("-device {text}: {source}")]
     Device {
@@ -51,6 +111,18 @@ pub enum DeviceError {
         /// What is wrong with it.
         source: qdev::Error,
     },
+}
+
+impl DeviceError {
+    /// What is wrong, without the option that it is wrong with.
+    pub fn without_option(&self) -> String {
+        match self {
+            Self::Netdev { source, .. } => source.to_string(),
+            Self::Filter { source, .. } => source.to_string(),
+            Self::Device { source, .. } => source.to_string(),
+            other => other.to_string(),
+        }
+    }
 }
 
 impl Devices {
@@ -75,6 +147,7 @@ impl Devices {
         Ok(Self {
             machine: tree,
             netdevs,
+            filters: Mutex::default(),
             _iothread: iothread,
         })
     }
@@ -104,6 +177,113 @@ impl Devices {
                 text: text.to_owned(),
                 source,
             })
+    }
+
+    /// Makes what `-object` asks for: `filter-dump,id=f0,netdev=tap0,file=tap0.pcap`.
+    ///
+    /// # Errors
+    /// Nothing is left behind then.
+    pub fn object_add(&self, text: &str) -> Result<(), FilterError> {
+        self.netdevs.add_filter(text)?;
+        let mut options = Options::parse(text, Some("qom-type"));
+        let mut take = |key, default: &str| options.take(key).unwrap_or_else(|| default.into());
+        let info = FilterInfo {
+            id: take("id", ""),
+            netdev: take("netdev", ""),
+            file: take("file", ""),
+            maxlen: take("maxlen", &CAPTURE_MAX_LEN.to_string()),
+            position: take("position", "tail"),
+            queue: take("queue", "all"),
+        };
+        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        filters.retain(|filter| filter.id != info.id);
+        filters.push(info);
+        Ok(())
+    }
+
+    /// Removes what `-object` made.
+    ///
+    /// # Errors
+    /// [`FilterError::NotFound`].
+    pub fn object_del(&self, id: &str) -> Result<(), FilterError> {
+        self.netdevs.remove_filter(id)
+    }
+
+    /// The filters that stand, in the order in which they were made: some go with their netdev.
+    pub fn filters(&self) -> Vec<FilterInfo> {
+        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        filters.retain(|filter| self.netdevs.filter(&filter.id).is_some());
+        filters.clone()
+    }
+
+    /// All network cards.
+    pub fn nics(&self) -> Vec<Nic> {
+        let mut nics = Vec::new();
+        for device in self.machine.devices() {
+            let Some(object) = self.machine.resolve(&device.path) else {
+                continue;
+            };
+            let (Some(model), Some(address)) = (
+                object.part::<VirtioNet<Memory>>(),
+                object.part::<NicAddress>(),
+            ) else {
+                continue;
+            };
+            // The user asked for the proxy, if there is one, and named it.
+            let proxy = object.parent().filter(|owner| owner.is_a(qdev::DEVICE));
+            let asked = proxy.unwrap_or(object);
+            let id = qdev::DeviceState::of(&asked)
+                .ok()
+                .and_then(|state| state.id());
+            let type_name = asked.type_name().clone();
+            let anonymous = || {
+                let others = nics.iter().filter(|nic: &&Nic| nic.model == type_name);
+                format!("{type_name}.{}", others.count())
+            };
+            nics.push(Nic {
+                name: id.map_or_else(anonymous, |id| id.to_string()),
+                mac: address.0,
+                ports: model.ports(),
+                model: type_name,
+            });
+        }
+        nics
+    }
+
+    /// Sets a link up or down: of a netdev, or of a network card. Says whether there is one of that name.
+    #[doc(alias = "qmp_set_link")]
+    pub fn set_link(&self, name: &str, up: bool) -> bool {
+        if self.netdevs.set_link(name, up).is_ok() {
+            return true;
+        }
+        let nics = self.nics();
+        let nic = nics.iter().find(|nic| nic.name == name);
+        for port in nic.iter().flat_map(|nic| &nic.ports) {
+            port.set_link(up);
+        }
+        nic.is_some()
+    }
+
+    /// Stops the data of all devices, and waits for what is in flight. The processors are at rest.
+    pub fn pause(&self) {
+        for function in self.functions() {
+            function.pause();
+        }
+    }
+
+    /// Goes on after [`pause`](Self::pause); else does nothing.
+    pub fn resume(&self) {
+        for function in self.functions() {
+            function.resume();
+        }
+    }
+
+    fn functions(&self) -> Vec<Arc<VirtioPci<Memory>>> {
+        let devices = self.machine.devices();
+        let objects = devices
+            .iter()
+            .filter_map(|device| self.machine.resolve(&device.path));
+        objects.filter_map(|object| object.part()).collect()
     }
 
     /// The tree of devices and buses.
@@ -180,6 +360,35 @@ pub fn netdev_help(text: &str) -> Result<String, DeviceError> {
         }),
     }
 }
+
+/// What `-object` prints where its value asks for help.
+///
+/// # Errors
+/// [`DeviceError::Filter`] where there is no such type.
+pub fn object_help(text: &str) -> Result<String, DeviceError> {
+    let options = Options::parse(text, Some("qom-type"));
+    match options.get("qom-type") {
+        Some("filter-dump") => Ok(FILTER_DUMP_HELP.into()),
+        Some(kind) if !is_help(kind) => Err(DeviceError::Filter {
+            text: text.to_owned(),
+            source: FilterError::UnknownKind(kind.to_owned()),
+        }),
+        _ => Ok("List of user creatable objects:\n  filter-dump\n".into()),
+    }
+}
+
+const FILTER_DUMP_HELP: &str = "\
+filter-dump options:
+  file=<string>
+  maxlen=<uint32>
+  netdev=<string>
+  position=<string>
+  queue=<NetFilterDirection>
+
+filter-dump options that are not built:
+  insert=<string>
+  status=<string>
+";
 
 /// The types that there are.
 fn types() -> Result<Arc<TypeRegistry>, qom::Error> {

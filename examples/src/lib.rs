@@ -8,6 +8,7 @@
 //! | [`boot`] | what is in RAM before the first instruction |
 //! | [`devices`] | netdevs and devices from option strings |
 //! | [`cli`] | the command line |
+//! | [`monitor`] | a control of the running machine, in the words of QEMU's human monitor |
 //! | [`terminal`] | the user's terminal as the machine's serial line |
 //! | [`readiness`] | waiting for descriptors |
 //! | [`signals`] | the signals that ask the process to end |
@@ -23,6 +24,7 @@ pub mod devices;
 pub mod kvm;
 pub mod log;
 pub mod machine;
+pub mod monitor;
 pub mod netns;
 pub mod output;
 pub mod ping;

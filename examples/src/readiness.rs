@@ -29,16 +29,17 @@ pub fn wait_any(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<()> {
     poll(&mut polled, Some(timeout))
 }
 
-/// Waits until the descriptor can be written or is broken, or until `timeout`.
+/// Waits until the descriptor can be written or is broken (true), or until `timeout` (false).
 ///
 /// # Errors
 /// When the host refuses to wait.
-pub fn wait_writable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
+pub fn wait_writable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
     let mut polled = [libc::pollfd {
         events: libc::POLLOUT,
         ..entry(fd)
     }];
-    poll(&mut polled, Some(timeout))
+    poll(&mut polled, Some(timeout))?;
+    Ok(polled.iter().any(|fd| fd.revents != 0))
 }
 
 /// An event descriptor as what it is.

@@ -1,8 +1,8 @@
 //! The user's terminal as the machine's serial line.
 //!
 //! [`RawTerminal`] takes the terminal for the guest and gives it back on every way out: when it is
-//! dropped, when a thread panics, and on the signals that end a process by fault. Signals that ask
-//! the process to end are left to its main loop ([`signals`](crate::signals)), which drops it.
+//! dropped, when a thread panics, and on each signal that ends a process, but for those that ask it to
+//! end: they are left to its main loop ([`signals`](crate::signals)), which drops it.
 #![expect(
     unsafe_code,
     reason = "termios and signal handlers are calls into the C library"
@@ -48,7 +48,7 @@ impl RawTerminal {
         unsafe { libc::cfmakeraw(&raw mut raw) };
         // What the VMM itself prints still gets its carriage returns, as does the guest.
         raw.c_oflag = saved.c_oflag;
-        restore_on_faults()?;
+        restore_on_signals()?;
         ACTIVE.store(true, Ordering::SeqCst);
         let terminal = Self(());
         // SAFETY: `raw` is a `termios` that lives across the call.
@@ -101,8 +101,8 @@ fn restore() {
     }
 }
 
-/// Restores before a panic's message, and before a fault ends the process.
-fn restore_on_faults() -> io::Result<()> {
+/// Restores before a panic's message, and before a signal ends the process.
+fn restore_on_signals() -> io::Result<()> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let next = std::panic::take_hook();
@@ -112,22 +112,20 @@ fn restore_on_faults() -> io::Result<()> {
         }));
     });
 
-    extern "C" fn on_fault(signal: libc::c_int) {
+    extern "C" fn on_signal(signal: libc::c_int) {
         restore();
         // The disposition is the default again, so this ends the process as if nobody had looked.
         // SAFETY: the call is async-signal-safe.
         unsafe { libc::raise(signal) };
     }
-    for signal in [
-        libc::SIGSEGV,
-        libc::SIGBUS,
-        libc::SIGILL,
-        libc::SIGFPE,
-        libc::SIGABRT,
-    ] {
+    // The first of the real-time signals takes vCPUs out of the guest.
+    for signal in FATAL
+        .into_iter()
+        .chain(libc::SIGRTMIN() + 1..=libc::SIGRTMAX())
+    {
         // SAFETY: all-zero is a `sigaction` with an empty mask and no flags.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = on_fault as extern "C" fn(libc::c_int) as usize;
+        action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as usize;
         action.sa_flags = libc::SA_RESETHAND | libc::SA_NODEFER | libc::SA_ONSTACK;
         // SAFETY: `action` is complete, and its handler makes async-signal-safe calls only.
         if unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) } != 0 {
@@ -304,6 +302,27 @@ impl Escape {
     }
 }
 
+/// Signals that end a process that does nothing about them. Not among them: those of
+/// [`EndSignals`](crate::signals::EndSignals), SIGPIPE, which a Rust program ignores, and SIGKILL.
+const FATAL: [libc::c_int; 17] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGABRT,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+];
 const STDIN: RawFd = 0;
 const CTRL_A: u8 = 1;
 /// How long output that is not taken waits before it looks whether it is to give up.

@@ -1,10 +1,17 @@
-//! What the VMM does with no options.
+//! What the VMM does with no options, or few.
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy takes only what is marked as a test for one"
+)]
 
 mod support;
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+
 use examples::cli::Options;
-use examples::vmm::{self, Ending};
-use support::in_own_network;
+use examples::vmm::{self, Ending, VmmError};
+use support::{in_own_network, wait_until};
 
 #[test]
 fn with_no_options_every_ping_is_answered() {
@@ -19,5 +26,65 @@ fn without_kvm_every_ping_is_answered_too() {
     in_own_network("without_kvm_every_ping_is_answered_too", || {
         let ending = vmm::run_without_kvm(&Options::default()).unwrap();
         assert_eq!(ending, Ending::Status(0));
+    });
+}
+
+#[test]
+fn a_paused_machine_waits_for_cont_and_ends_with_quit() {
+    in_own_network("a_paused_machine_waits_for_cont_and_ends_with_quit", || {
+        for run in [vmm::run, vmm::run_without_kvm] {
+            let path = std::env::temp_dir().join(format!("vmm-S-{}", std::process::id()));
+            let options = Options {
+                monitors: vec![format!("unix:{},server=on,wait=off", path.display())],
+                paused: true,
+                ..Options::default()
+            };
+            // The machine is run by the thread that was there first: it enters the network.
+            let user = std::thread::spawn({
+                let path = path.clone();
+                move || talk(&path)
+            });
+            let ending = run(&options).unwrap();
+            let answers = user.join().unwrap();
+            assert_eq!(
+                answers,
+                ["paused (prelaunch)", "paused (prelaunch)", "running"]
+            );
+            assert!(
+                matches!(ending, Ending::Quit | Ending::Status(0)),
+                "{ending:?}"
+            );
+            assert!(!path.exists());
+        }
+    });
+}
+
+/// Lets the machine at the other end go on and end; what it says of its status in between.
+fn talk(path: &std::path::Path) -> Vec<String> {
+    let mut client = None;
+    wait_until("the monitor listens", || {
+        client = UnixStream::connect(path).ok();
+        client.is_some()
+    });
+    let mut client = BufReader::new(client.unwrap());
+    let lines = "info status\nstop\ninfo status\ncont\ninfo status\nquit\n";
+    client.get_mut().write_all(lines.as_bytes()).unwrap();
+    let lines = client.lines().map_while(Result::ok);
+    let status = |line: String| line.split_once("VM status: ").map(|(_, is)| is.to_owned());
+    lines.filter_map(status).take(3).collect()
+}
+
+#[test]
+fn the_embedded_guest_without_a_nic_is_no_machine() {
+    in_own_network("the_embedded_guest_without_a_nic_is_no_machine", || {
+        let options = Options {
+            netdevs: vec!["tap,id=a".into()],
+            ..Options::default()
+        };
+        for run in [vmm::run, vmm::run_without_kvm] {
+            let error = run(&options).unwrap_err();
+            assert!(matches!(error, VmmError::NoNic), "{error}");
+            assert!(error.to_string().contains("no virtio-net device"));
+        }
     });
 }

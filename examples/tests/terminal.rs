@@ -19,13 +19,16 @@ use examples::signals::EndSignals;
 use examples::terminal::RawTerminal;
 
 /// How a process may end.
-const WAYS: [Way; 5] = [
+const WAYS: [Way; 8] = [
     // Name, and the signal that it dies of or the status that it ends with.
     ("returns", Err(0)),
     ("panics", Err(101)),
     ("is asked to end", Err(3)),
     ("aborts", Ok(libc::SIGABRT)),
     ("faults", Ok(libc::SIGSEGV)),
+    ("10", Ok(libc::SIGUSR1)),
+    ("14", Ok(libc::SIGALRM)),
+    ("60", Ok(60)),
 ];
 
 type Way = (&'static str, Result<i32, i32>);
@@ -108,6 +111,11 @@ fn leave(way: &str) -> ! {
             std::process::exit(3)
         }
         "aborts" => std::process::abort(),
+        _ if way.parse::<i32>().is_ok() => {
+            // SAFETY: takes a number.
+            unsafe { libc::raise(way.parse().unwrap()) };
+            unreachable!("the signal is not survived")
+        }
         _ => {
             // SAFETY: takes a number. As a fault of the processor's would, it ends the process.
             unsafe { libc::raise(libc::SIGSEGV) };

@@ -1,5 +1,6 @@
 //! Linux by its 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::PathBuf;
@@ -7,9 +8,9 @@ use std::path::PathBuf;
 use linux_loader::bootparam::{XLF_KERNEL_64, boot_e820_entry, boot_params, setup_header};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
-use linux_loader::loader::bzimage::BzImage;
-use linux_loader::loader::elf::Elf;
-use linux_loader::loader::{KernelLoader, KernelLoaderResult};
+use linux_loader::loader::bzimage::{self, BzImage};
+use linux_loader::loader::elf::{self, Elf};
+use linux_loader::loader::{self, KernelLoader, KernelLoaderResult};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::paging::write_tables;
@@ -94,12 +95,27 @@ impl LinuxImage {
         }
         file.rewind().map_err(read_error)?;
         if magic == *b"\x7fELF" {
-            let loaded = Elf::load(&**memory, None, &mut file, None)
-                .map_err(|error| not_a_kernel(error.to_string()))?;
+            let loaded = Elf::load(&**memory, None, &mut file, None).map_err(|error| match error {
+                loader::Error::Elf(elf::Error::ReadKernelImage) => not_a_kernel(
+                    "it is cut off, or does not fit into the machine's memory: it takes more with -m"
+                        .into(),
+                ),
+                loader::Error::Elf(error) => not_a_kernel(own_words(&error)),
+                error => not_a_kernel(own_words(&error)),
+            })?;
             return Ok(Kernel::from_elf(&loaded));
         }
-        let loaded = BzImage::load(&**memory, None, &mut file, Some(HIGH))
-            .map_err(|error| not_a_kernel(error.to_string()))?;
+        let loaded =
+            BzImage::load(&**memory, None, &mut file, Some(HIGH)).map_err(|error| match error {
+                loader::Error::Bzimage(bzimage::Error::InvalidBzImage) => {
+                    not_a_kernel("neither a bzImage nor an ELF kernel".into())
+                }
+                loader::Error::Bzimage(bzimage::Error::ReadBzImageCompressedKernel) => {
+                    BootError::DoesNotFit { what: "the kernel" }
+                }
+                loader::Error::Bzimage(error) => not_a_kernel(own_words(&error)),
+                error => not_a_kernel(own_words(&error)),
+            })?;
         let kernel = Kernel::from_bzimage(&loaded).map_err(not_a_kernel)?;
         if kernel.end > low_ram_end(memory) {
             return Err(BootError::DoesNotFit { what: "the kernel" });
@@ -183,6 +199,12 @@ impl Kernel {
             return Err("it has no 64-bit entry point".into());
         }
         header.type_of_loader = LOADER_UNKNOWN;
+        // In units of 16 bytes, the last of which need not be whole.
+        let whole = u64::from(header.syssize).saturating_sub(1) * 16;
+        let there = (loaded.kernel_end).saturating_sub(loaded.kernel_load.raw_value());
+        if there < whole {
+            return Err(format!("it is cut off after {there} of {whole} bytes"));
+        }
         let load = loaded.kernel_load.raw_value();
         let (preferred, init_size) = (header.pref_address, header.init_size);
         let unpacked = preferred.max(load).saturating_add(init_size.into());
@@ -193,6 +215,14 @@ impl Kernel {
             initrd_max: u64::from(header.initrd_addr_max) + 1,
         })
     }
+}
+
+/// What a loader's error says, without the loader's name.
+fn own_words(error: &impl fmt::Display) -> String {
+    let text = error.to_string();
+    text.strip_prefix("Kernel Loader: ")
+        .unwrap_or(&text)
+        .to_owned()
 }
 
 /// Opens a file of bytes: of a directory or the like the loaders would say something odd.
@@ -281,6 +311,8 @@ mod tests {
         let dir = std::env::temp_dir();
         let text = dir.join(format!("vmm-not-a-kernel-{}", std::process::id()));
         std::fs::write(&text, "no kernel").unwrap();
+        let broken = dir.join(format!("vmm-broken-elf-{}", std::process::id()));
+        std::fs::write(&broken, [b"\x7fELF".as_slice(), &[0; 100]].concat()).unwrap();
         // File, part of the message.
         let table = [
             (
@@ -288,7 +320,8 @@ mod tests {
                 "-kernel /nonexistent/kernel: No such file",
             ),
             (dir, "not a regular file"),
-            (text.clone(), "vmm-not-a-kernel"),
+            (text.clone(), ": neither a bzImage nor an ELF kernel"),
+            (broken.clone(), "-kernel "),
         ];
         for (kernel, expected) in table {
             let image = LinuxImage {
@@ -298,7 +331,9 @@ mod tests {
             let error = image.load(&memory, 1).unwrap_err().to_string();
             assert!(error.contains(expected), "{kernel:?}: {error}");
             assert!(!error.contains('\n'));
+            assert!(!error.contains("Kernel Loader"), "{error}");
         }
         std::fs::remove_file(text).unwrap();
+        std::fs::remove_file(broken).unwrap();
     }
 }

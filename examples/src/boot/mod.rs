@@ -84,7 +84,7 @@ pub enum BootError {
         reason: String,
     },
     /// Something does not fit into RAM.
-    #[error("{what} does not fit into the machine's memory")]
+    #[error("{what} does not fit into the machine's memory: it takes more with -m")]
     DoesNotFit {
         /// What.
         what: &'static str,

@@ -26,6 +26,8 @@ pub enum Event {
     Failed(String),
     /// The user left.
     Quit,
+    /// The user asked that the processors stop, or go on: see [`RunState`](super::RunState).
+    RunState,
 }
 
 /// Carries [`Event`]s from vCPU threads and devices to the owner of the machine.

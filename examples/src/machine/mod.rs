@@ -12,12 +12,14 @@ pub mod layout;
 pub mod memory;
 mod pci;
 mod power;
+mod run_state;
 mod serial;
 
 pub use control::{Control, Event};
 pub use driver::DriverView;
 pub use interrupts::{Interrupts, ManualInterrupts};
 pub use memory::Memory;
+pub use run_state::{CannotPause, RunPhase, RunState};
 pub use serial::SerialPort;
 
 use std::fmt;

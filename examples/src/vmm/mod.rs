@@ -8,6 +8,9 @@ mod run;
 pub use ending::Ending;
 
 use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::boot::{BootError, DEFAULT_INFO, Image, LinuxImage, Payload};
@@ -15,6 +18,7 @@ use crate::cli::Options;
 use crate::devices::DeviceError;
 use crate::kvm::{KvmError, KvmVm};
 use crate::machine::{MachineError, ManualInterrupts};
+use crate::monitor::{Channel, ChannelError};
 use crate::netns::{self, NetnsError};
 use crate::output::say;
 use crate::signals::EndSignals;
@@ -38,6 +42,28 @@ pub enum VmmError {
     /// No processors for it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// A `-monitor` option.
+    #[error("-monitor {text}: {source}")]
+    Monitor {
+        /// The option's value.
+        text: String,
+        /// What is wrong with it.
+        source: ChannelError,
+    },
+    /// The file of `-serial`.
+    #[error("-serial file:{}: {source}", path.display())]
+    Serial {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The embedded guest has nothing to drive.
+    #[error(
+        "there is no virtio-net device for the embedded guest to drive \
+         (-device virtio-net-pci,netdev=ID); another guest comes with -kernel"
+    )]
+    NoNic,
     /// Nothing to boot.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -56,16 +82,16 @@ pub enum VmmError {
 /// # Errors
 /// Whatever keeps the machine from running; nothing of it is left behind.
 pub fn run(options: &Options) -> Result<Ending, VmmError> {
-    let (options, signals, host_pings) = prepare(options)?;
+    let (options, setting, host_pings) = prepare(options)?;
     if let Some(kernel) = &options.kernel {
         let image = Image::Linux(LinuxImage {
             kernel: kernel.clone(),
             initrd: options.initrd.clone(),
             command_line: options.append.clone().unwrap_or_default(),
         });
-        return linux(&options, &image, &signals);
+        return linux(&options, &image, &setting);
     }
-    embedded(&options, host_pings, &signals, KvmVm::new())
+    embedded(&options, host_pings, &setting, KvmVm::new())
 }
 
 /// As [`run`] without a kernel does where there is no KVM.
@@ -73,14 +99,14 @@ pub fn run(options: &Options) -> Result<Ending, VmmError> {
 /// # Errors
 /// Whatever keeps the machine from running; nothing of it is left behind.
 pub fn run_without_kvm(options: &Options) -> Result<Ending, VmmError> {
-    let (options, signals, host_pings) = prepare(options)?;
+    let (options, setting, host_pings) = prepare(options)?;
     let unused = KvmError::unused();
-    embedded(&options, host_pings, &signals, Err(unused))
+    embedded(&options, host_pings, &setting, Err(unused))
 }
 
 /// Fills in the defaults, and prepares the process: it has one thread so far. Says whether the host is to
 /// ping the guest.
-fn prepare(options: &Options) -> Result<(Options, EndSignals, bool), VmmError> {
+fn prepare(options: &Options) -> Result<(Options, Setting, bool), VmmError> {
     let mut options = options.clone();
     let by_default =
         options.kernel.is_none() && options.netdevs.is_empty() && options.devices.is_empty();
@@ -92,12 +118,29 @@ fn prepare(options: &Options) -> Result<(Options, EndSignals, bool), VmmError> {
         netns::enter_new()?;
     }
     let signals = EndSignals::take().map_err(VmmError::Host)?;
-    Ok((options, signals, by_default))
+    let mut channels = Vec::new();
+    for text in &options.monitors {
+        let channel = Channel::open(text, signals.as_fd());
+        let channel = channel.map_err(|source| VmmError::Monitor {
+            text: text.clone(),
+            source,
+        })?;
+        channels.extend(channel.map(Arc::new));
+    }
+    let setting = Setting { signals, channels };
+    Ok((options, setting, by_default))
 }
 
-fn linux(options: &Options, image: &Image, signals: &EndSignals) -> Result<Ending, VmmError> {
+/// What a machine shares with the process that it runs in.
+#[derive(Debug)]
+struct Setting {
+    signals: EndSignals,
+    channels: Vec<Arc<Channel>>,
+}
+
+fn linux(options: &Options, image: &Image, setting: &Setting) -> Result<Ending, VmmError> {
     let kvm = KvmVm::new()?;
-    let run = Run::new(options, kvm.interrupts(), signals, None)?;
+    let run = Run::new(options, kvm.interrupts(), setting, None)?;
     run.linux_on_kvm(kvm, image)
 }
 
@@ -105,7 +148,7 @@ fn linux(options: &Options, image: &Image, signals: &EndSignals) -> Result<Endin
 fn embedded(
     options: &Options,
     host_pings: bool,
-    signals: &EndSignals,
+    setting: &Setting,
     kvm: Result<KvmVm, KvmError>,
 ) -> Result<Ending, VmmError> {
     let deadline = || Some(Instant::now() + EMBEDDED_TIME);
@@ -129,7 +172,7 @@ fn embedded(
                 image: PAYLOAD,
                 info,
             });
-            let run = Run::new(options, kvm.interrupts(), signals, deadline())?;
+            let run = Run::new(options, kvm.interrupts(), setting, deadline())?;
             let ending = run.embedded_on_kvm(kvm, &image, pings.as_ref())?;
             match ending {
                 Ending::CannotRun(why) => why,
@@ -141,7 +184,7 @@ fn embedded(
         "{why}: the guest's program runs in this process"
     ));
     let interrupts = ManualInterrupts::new();
-    let run = Run::new(options, interrupts.interrupts(), signals, deadline())?;
+    let run = Run::new(options, interrupts.interrupts(), setting, deadline())?;
     run.embedded_in_process(&interrupts, info, pings.as_ref())
 }
 

@@ -1,7 +1,8 @@
 //! One machine, run until it ends: on KVM over as many boots as its guest asks for, or driven by a
 //! program in this process.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,12 +11,13 @@ use std::time::{Duration, Instant};
 use payload::BootInfo;
 
 use super::host_pings::HostPings;
-use super::{Ending, VmmError, in_process};
+use super::{Ending, Setting, VmmError, in_process};
 use crate::boot::{Entry, Image};
-use crate::cli::Options;
-use crate::devices::Devices;
+use crate::cli::{Options, Serial};
+use crate::devices::{DeviceError, Devices};
 use crate::kvm::{KvmVm, Vcpus};
-use crate::machine::{Event, Interrupts, Machine, MachineConfig, ManualInterrupts};
+use crate::machine::{Event, Interrupts, Machine, MachineConfig, ManualInterrupts, RunState};
+use crate::monitor::{Console, Monitor};
 use crate::output::complain;
 use crate::readiness::wait_readable;
 use crate::signals::EndSignals;
@@ -24,11 +26,13 @@ use crate::terminal::{ConsoleOutput, Keyboard, RawTerminal};
 /// A machine with its devices, and everything that decides how it runs.
 #[derive(Debug)]
 pub(super) struct Run<'a> {
-    // Devices go before the machine that they are in.
-    devices: Devices,
+    // What works on the devices goes before them, and they before the machine that they are in.
+    _monitors: Vec<Monitor>,
+    devices: Arc<Devices>,
     machine: Arc<Machine>,
     options: &'a Options,
     signals: &'a EndSignals,
+    run_state: Arc<RunState>,
     /// When it has taken too long.
     deadline: Option<Instant>,
     /// Set while vCPUs are taken out of whatever they do.
@@ -40,7 +44,7 @@ impl<'a> Run<'a> {
     pub(super) fn new(
         options: &'a Options,
         interrupts: Interrupts,
-        signals: &'a EndSignals,
+        setting: &'a Setting,
         deadline: Option<Instant>,
     ) -> Result<Self, VmmError> {
         let config = MachineConfig {
@@ -48,25 +52,46 @@ impl<'a> Run<'a> {
             exit_port: options.kernel.is_none().then_some(payload::EXIT_PORT),
         };
         let leaving = Arc::new(AtomicBool::new(false));
-        let console = ConsoleOutput::new(leaving.clone()).map_err(VmmError::Host)?;
-        let machine = Machine::new(&config, interrupts, Box::new(console))?;
-        let devices = Devices::new(&machine)?;
+        let machine = Machine::new(&config, interrupts, serial_end(options, &leaving)?)?;
+        let devices = Arc::new(Devices::new(&machine)?);
         for netdev in &options.netdevs {
             devices.netdev_add(netdev)?;
         }
+        for object in &options.objects {
+            let made = devices.object_add(object);
+            made.map_err(|source| DeviceError::Filter {
+                text: object.clone(),
+                source,
+            })?;
+        }
         for device in &options.devices {
             devices.device_add(device)?;
+        }
+        if options.kernel.is_none() && devices.nics().is_empty() {
+            return Err(VmmError::NoNic);
         }
         for missing in devices.without_peer() {
             complain(format_args!("warning: {missing} has no peer"));
         }
         devices.complete();
         machine.assign_resources().map_err(VmmError::Pci)?;
+        let run_state = Arc::new(RunState::new(machine.control().clone(), options.paused));
+        let console = Console {
+            devices: devices.clone(),
+            control: machine.control().clone(),
+            run_state: run_state.clone(),
+        };
+        let monitors = (setting.channels.iter())
+            .map(|channel| Monitor::start(channel.clone(), console.clone()))
+            .collect::<io::Result<_>>()
+            .map_err(VmmError::Host)?;
         Ok(Self {
+            _monitors: monitors,
             devices,
             machine,
             options,
-            signals,
+            signals: &setting.signals,
+            run_state,
             deadline,
             leaving,
         })
@@ -77,6 +102,9 @@ impl<'a> Run<'a> {
         let vcpus = kvm.vcpus(&self.machine, self.options.vcpus)?;
         // What is wrong with the files is said before the terminal is taken.
         let entry = image.load(self.machine.memory(), self.options.vcpus)?;
+        if self.options.serial != Serial::Stdio {
+            return self.on_kvm(&kvm, vcpus, image, entry);
+        }
         let _terminal = RawTerminal::enter().map_err(VmmError::Host)?;
         let _keyboard = Keyboard::connect(self.machine.clone()).map_err(VmmError::Host)?;
         self.on_kvm(&kvm, vcpus, image, entry)
@@ -106,8 +134,21 @@ impl<'a> Run<'a> {
         pings: Option<&HostPings>,
     ) -> Result<Ending, VmmError> {
         let body = || {
+            while self.run_state.wants_pause() {
+                match self.wait().map_err(VmmError::Host)? {
+                    Wake::Event(Event::RunState) => {}
+                    wake => return Ok(wake.ending()),
+                }
+            }
+            self.run_state.runs_for_good();
             in_process::start(&self.machine, interrupts, info).map_err(VmmError::Host)?;
-            self.wait().map(Wake::ending).map_err(VmmError::Host)
+            loop {
+                match self.wait().map_err(VmmError::Host)? {
+                    // Asked for just before nobody could any more.
+                    Wake::Event(Event::RunState) => {}
+                    wake => return Ok(wake.ending()),
+                }
+            }
         };
         match pings {
             Some(pings) => pings.during(body),
@@ -125,15 +166,11 @@ impl<'a> Run<'a> {
     ) -> Result<Ending, VmmError> {
         loop {
             vcpus.reset(&entry)?;
-            let running = vcpus.start().map_err(VmmError::Host)?;
-            let event = self.wait();
-            self.leaving.store(true, Ordering::Relaxed);
-            let stopped = running.stop();
-            self.leaving.store(false, Ordering::Relaxed);
+            let (wake, stopped) = self.boot(vcpus)?;
             let Some(stopped) = stopped else {
                 return Ok(Ending::Failed("a vCPU's thread has panicked".into()));
             };
-            match event.map_err(VmmError::Host)? {
+            match wake {
                 Wake::Event(Event::Reset) if !self.options.no_reboot => {}
                 wake => return Ok(wake.ending()),
             }
@@ -143,6 +180,35 @@ impl<'a> Run<'a> {
             self.machine.assign_resources().map_err(VmmError::Pci)?;
             entry = image.load(self.machine.memory(), self.options.vcpus)?;
             vcpus = stopped;
+        }
+    }
+
+    /// Lets the processors run, but for the time that the machine is paused, until something ends this
+    /// boot. Gives them back, if none of their threads has panicked.
+    fn boot(&self, mut vcpus: Vcpus) -> Result<(Wake, Option<Vcpus>), VmmError> {
+        loop {
+            let wake = if self.run_state.wants_pause() {
+                self.devices.pause();
+                self.run_state.is_paused();
+                self.wait()
+            } else {
+                self.devices.resume();
+                let running = vcpus.start().map_err(VmmError::Host)?;
+                self.run_state.runs();
+                let wake = self.wait();
+                self.leaving.store(true, Ordering::Relaxed);
+                let stopped = running.stop();
+                self.leaving.store(false, Ordering::Relaxed);
+                let Some(stopped) = stopped else {
+                    return Ok((wake.map_err(VmmError::Host)?, None));
+                };
+                vcpus = stopped;
+                wake
+            };
+            match wake.map_err(VmmError::Host)? {
+                Wake::Event(Event::RunState) => {}
+                wake => return Ok((wake, Some(vcpus))),
+            }
         }
     }
 
@@ -167,6 +233,34 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Whoever waits for the machine is told that it is over, before what they work on goes.
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        self.run_state.has_ended();
+    }
+}
+
+/// Where the serial line ends.
+fn serial_end(
+    options: &Options,
+    leaving: &Arc<AtomicBool>,
+) -> Result<Box<dyn Write + Send>, VmmError> {
+    Ok(match &options.serial {
+        Serial::None => Box::new(io::sink()),
+        Serial::Stdio => {
+            let console = ConsoleOutput::new(leaving.clone());
+            Box::new(console.map_err(VmmError::Host)?)
+        }
+        Serial::File(path) => {
+            let file = File::create(path).map_err(|source| VmmError::Serial {
+                path: path.clone(),
+                source,
+            })?;
+            Box::new(file)
+        }
+    })
+}
+
 /// What ended a boot.
 enum Wake {
     Event(Event),
@@ -185,7 +279,8 @@ impl Wake {
                 Event::Crash(why) => Ending::Crashed(why),
                 Event::CannotRun(why) => Ending::CannotRun(why),
                 Event::Failed(why) => Ending::Failed(why),
-                Event::Quit => Ending::Quit,
+                // The latter ends no boot.
+                Event::Quit | Event::RunState => Ending::Quit,
             },
         }
     }

@@ -88,7 +88,7 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 /// A machine that the test drives itself.
 pub(crate) struct Rig {
     // In the order in which they are dropped.
-    pub(crate) devices: Devices,
+    pub(crate) devices: Arc<Devices>,
     pub(crate) machine: Arc<Machine>,
     pub(crate) interrupts: Arc<ManualInterrupts>,
 }
@@ -103,7 +103,7 @@ impl Rig {
         };
         let console = Box::new(io::sink());
         let machine = Machine::new(&config, interrupts.interrupts(), console).unwrap();
-        let devices = Devices::new(&machine).unwrap();
+        let devices = Arc::new(Devices::new(&machine).unwrap());
         Self {
             devices,
             machine,
