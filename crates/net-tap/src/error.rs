@@ -126,6 +126,8 @@ fn hint_to_open(source: &io::Error) -> String {
 }
 
 fn hint(interface: &str, ioctl: &str, source: &io::Error) -> String {
+    // The kernel would have put a number in the place of the second.
+    let interface = interface.replace("%d", "0");
     match (ioctl, source.raw_os_error()) {
         ("TUNSETIFF", Some(libc::EPERM)) => format!(
             "; without the privilege to make interfaces, have root make this one for you \
@@ -170,6 +172,8 @@ mod tests {
 
     #[test]
     fn a_failed_ioctl_names_interface_ioctl_errno_and_a_way_out() {
+        let hint = hint("tap%d", "TUNSETIFF", &io::Error::from_raw_os_error(libc::EPERM));
+        assert!(hint.contains("dev tap0 mode tap"), "{hint}");
         let table: [(&str, i32, &[&str]); 4] = [
             (
                 "TUNSETIFF",
