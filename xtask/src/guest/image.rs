@@ -87,7 +87,10 @@ pub(crate) fn host(assets: &Assets, run: &Run<'_>) -> Result<Tree> {
     tree.file("host/initrd", guest(assets, run)?.to_cpio()?);
     tree.file("host/main", include_str!("host.sh"));
     tree.program("host/exec", include_str!("host-exec.sh"));
-    let mut line = String::from("exec /host/vmm -kernel /host/kernel -initrd /host/initrd");
+    let mut line = String::from(
+        "exec /host/vmm -kernel /host/kernel -initrd /host/initrd \
+         -monitor tcp:127.0.0.1:4444,server=on,wait=off",
+    );
     for argument in run.arguments {
         line.push(' ');
         line.push_str(&vmm::quote(argument));

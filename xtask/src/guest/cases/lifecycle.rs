@@ -152,6 +152,39 @@ unloaded
         ..Case::PLAIN
     },
     Case {
+        name: "link-seen",
+        about: "the monitor's set_link at either end: the guest loses its carrier and gets it back",
+        guest: r#"
+name=$(basename "$(readlink /sys/class/net/eth0/device)")
+config=$name-config
+# Without MSI-X there is one interrupt for all.
+grep -q " $config\$" /proc/interrupts || config=$name
+cd /sys/class/net/eth0
+ping -c 20 -i 0.02 10.0.2.2
+for end in net0 virtio-net-pci.0; do
+    before=$(interrupts $config) changes=$(cat carrier_changes)
+    # Nobody can ask for the link from here while it is down.
+    host "(sleep 1; monitor set_link $end off; monitor info network; sleep 8
+        monitor set_link $end on; monitor info network) >/tmp/set_link 2>&1 &"
+    wait_for 20 "the carrier is lost" grep -q 0 carrier
+    wait_for 5 "operstate is down" grep -q down operstate
+    at_least "interrupts of the configuration" $(($(interrupts $config) - before)) 1
+    received=$(counter rx_packets)
+    ! ping -c 1 -W 1 10.0.2.2 >/dev/null 2>&1 || fail "a ping is answered while the link is down"
+    expect "frames received while down" $(($(counter rx_packets) - received)) 0
+    wait_for 30 "the carrier is back" grep -q 1 carrier
+    wait_for 5 "operstate is up" grep -q up operstate
+    at_least "interrupts of the configuration" $(($(interrupts $config) - before)) 2
+    expect "changes of the carrier" $(($(cat carrier_changes) - changes)) 2
+    ping -c 20 -i 0.02 10.0.2.2
+    sleep 1
+    host 'cat /tmp/set_link'
+done
+"#,
+        check: link_was_seen,
+        ..Case::PLAIN
+    },
+    Case {
         name: "reboot",
         about: "the guest reboots and pings again",
         // The host counts, since nothing in the guest outlives a reboot.
@@ -165,6 +198,19 @@ echo "boot: $boot"
         ..Case::PLAIN
     },
 ];
+
+fn link_was_seen(outcome: &Outcome) -> Result<()> {
+    booted_once(outcome)?;
+    // As the monitor tells it: at each end once.
+    for line in [" \\ net0: index=0,type=tap", "virtio-net-pci.0: index=0"] {
+        let mut lines = outcome.output.lines().filter(|l| l.starts_with(line));
+        ensure!(
+            lines.any(|l| l.ends_with(",link=down")),
+            "info network shows no link down at '{line}'"
+        );
+    }
+    all_pings_answered(outcome, 3, 20)
+}
 
 fn rebooted(outcome: &Outcome) -> Result<()> {
     ensure!(
