@@ -1,6 +1,7 @@
 //! What a tap is made of.
 
 use std::os::fd::RawFd;
+use std::str::FromStr;
 
 use keyval::Options;
 
@@ -36,6 +37,8 @@ pub struct TapConfig {
     pub queues: Option<u32>,
     /// Bytes that were sent and that the host has not dealt with yet, at most. `None` or 0: no limit.
     pub sndbuf: Option<u64>,
+    /// How frames get in and out of it.
+    pub engine: EngineKind,
     /// Run by the netdev with the interface's name when it is open. `None`: nothing is run.
     pub script: Option<String>,
     /// Run by the netdev with the interface's name before it is closed. `None`: nothing is run.
@@ -64,6 +67,10 @@ impl TapConfig {
             address: options.take("ip").map(|ip| ip.parse()).transpose()?,
             queues: options.take_u32("queues")?,
             sndbuf: options.take_size("sndbuf")?,
+            engine: match options.take("engine") {
+                Some(engine) => engine.parse()?,
+                None => EngineKind::default(),
+            },
             script: options.take("script").filter(script),
             downscript: options.take("downscript").filter(script),
         };
@@ -82,6 +89,33 @@ impl TapConfig {
         {
             Some(key) => Err(TapError::NotSupported(key).into()),
             None => Ok(config),
+        }
+    }
+}
+
+/// How frames get in and out of a tap. (QEMU has no such choice.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EngineKind {
+    /// What is faster here: [`IoUring`](Self::IoUring) where the kernel has it and a system call is dear,
+    /// else [`Sync`](Self::Sync).
+    #[default]
+    Auto,
+    /// One system call a frame.
+    Sync,
+    /// Batches of frames by io_uring, one system call each; a lone frame is a plain one.
+    IoUring,
+}
+
+impl FromStr for EngineKind {
+    type Err = TapError;
+
+    fn from_str(name: &str) -> Result<Self, TapError> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "sync" => Ok(Self::Sync),
+            "io_uring" => Ok(Self::IoUring),
+            _ => Err(TapError::BadEngine(name.into())),
         }
     }
 }
@@ -201,6 +235,13 @@ mod tests {
             (
                 "fd=3,ip=10.0.2.2/24",
                 Err("ip= is invalid with fd= and fds="),
+            ),
+            ("engine=auto", Ok(())),
+            ("engine=sync,fd=3", Ok(())),
+            ("engine=io_uring", Ok(())),
+            (
+                "engine=uring",
+                Err("Parameter 'engine' does not accept value 'uring'"),
             ),
             ("br=br0", Err("Parameter 'br' is not supported")),
             ("vhost=on", Err("Parameter 'vhost' is not supported")),

@@ -1,30 +1,71 @@
 //! How frames get in and out of the interface.
 
+mod batch;
+mod io_uring;
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use net_client::{Frame, IoVec, Read, Received, Token};
+use net_client::{Frame, IoVec, Received, Token};
 
+pub(crate) use self::io_uring::IoUringEngine;
+use crate::config::EngineKind;
+use crate::error::TapError;
 use crate::tap::Tap;
 
 /// The data plane behind a tap's queue.
 ///
-/// One that works asynchronously answers [`Received::Lent`] and [`Read::Pending`], and completes
-/// through the queue's port; one that works at once never does. Errors are the host's, `WouldBlock`
-/// among them: the queue decides what each means.
+/// It may keep frames and reads back for a batch, never for longer than to the end of the peer's turn:
+/// what [`flush`](Self::flush) and [`submit`](Self::submit) start has ended when they return. Errors are the
+/// host's, `WouldBlock` among them: the queue decides what each means.
 pub(crate) trait Engine: Send + Sync + fmt::Debug {
-    /// Sends one frame. [`Received::Busy`] is said by the error `WouldBlock` alone.
+    /// Sends one frame, or keeps it for the batch. [`Received::Busy`] is said by the error `WouldBlock` alone.
     fn write(&self, frame: &Frame<'_>) -> io::Result<Received>;
 
-    /// Puts what was kept back for batching on its way.
-    fn flush(&self, done: &mut dyn FnMut(Token));
+    /// Sends what was kept, and names each frame to `done`, in order. May be called on any thread; `done` is
+    /// called with no lock held.
+    fn flush(&self, done: &mut dyn FnMut(Token, io::Result<()>)) {
+        let _ = done;
+    }
 
-    /// Reads one frame. [`Read::Empty`] is said by the error `WouldBlock` alone.
-    fn read(&self, token: Token, iov: &[IoVec]) -> io::Result<Read>;
+    /// Reads one frame, and returns its length. That there is none is said by the error `WouldBlock` alone.
+    fn read(&self, iov: &[IoVec]) -> io::Result<usize>;
 
-    /// Completes everything that is lent.
-    fn revoke(&self);
+    /// How many reads pay off at once now.
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// Keeps a read for [`submit`](Self::submit).
+    fn queue(&self, token: Token, iov: &[IoVec]) {
+        let _ = (token, iov);
+    }
+
+    /// Does the reads that were kept, and names each to `done`, in order.
+    fn submit(&self, done: &mut dyn FnMut(Token, io::Result<usize>)) {
+        let _ = done;
+    }
+}
+
+/// The engine that `kind` asks for.
+pub(crate) fn make(kind: EngineKind, tap: &Arc<Tap>) -> Result<Box<dyn Engine>, TapError> {
+    let syscalls = || Box::new(Syscalls(tap.clone()));
+    match kind {
+        EngineKind::Sync => Ok(syscalls()),
+        EngineKind::IoUring => match IoUringEngine::new(tap) {
+            Ok(engine) => Ok(Box::new(engine)),
+            Err(source) => Err(TapError::IoUring { source }),
+        },
+        EngineKind::Auto => Ok(if io_uring::pays_off(tap.name()) {
+            match IoUringEngine::new(tap) {
+                Ok(engine) => Box::new(engine),
+                Err(_) => syscalls(),
+            }
+        } else {
+            syscalls()
+        }),
+    }
 }
 
 /// One system call a frame.
@@ -33,18 +74,19 @@ pub(crate) struct Syscalls(pub(crate) Arc<Tap>);
 
 impl Engine for Syscalls {
     fn write(&self, frame: &Frame<'_>) -> io::Result<Received> {
-        // The host takes a frame whole. Should it ever take less, the rest is no frame of its own.
-        if self.0.write(frame.iov)? < frame.len {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
+        whole(self.0.write(frame.iov)?, frame.len)?;
         Ok(Received::Taken)
     }
 
-    fn flush(&self, _done: &mut dyn FnMut(Token)) {}
-
-    fn read(&self, _token: Token, iov: &[IoVec]) -> io::Result<Read> {
-        self.0.read(iov).map(Read::Frame)
+    fn read(&self, iov: &[IoVec]) -> io::Result<usize> {
+        self.0.read(iov)
     }
+}
 
-    fn revoke(&self) {}
+/// The host takes a frame whole. Should it ever take less, the rest is no frame of its own.
+fn whole(written: usize, len: usize) -> io::Result<()> {
+    if written < len {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    Ok(())
 }

@@ -101,6 +101,15 @@ pub enum TapError {
     /// An option of QEMU's that is not built yet.
     #[error("Parameter '{0}' is not supported by this tap")]
     NotSupported(&'static str),
+    /// `engine=` was none of those that there are.
+    #[error("Parameter 'engine' does not accept value '{0}': it is auto, sync or io_uring")]
+    BadEngine(String),
+    /// `engine=io_uring` where there is none.
+    #[error("engine=io_uring: the kernel refuses it: {source}{}", hint_to_uring(.source))]
+    IoUring {
+        /// What the host said.
+        source: io::Error,
+    },
     /// `queues=0`.
     #[error("Parameter 'queues' expects at least 1")]
     NoQueues,
@@ -150,6 +159,19 @@ fn hint_to_inherit(source: &io::Error) -> &'static str {
         Some(libc::EBUSY) => {
             "; it is named twice, or in use by this process, or was not left open (close-on-exec) by \
              whoever started it"
+        }
+        _ => "",
+    }
+}
+
+fn hint_to_uring(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => {
+            "; it is disabled for this process (/proc/sys/kernel/io_uring_disabled, or a filter of \
+             system calls); engine=sync does without"
+        }
+        Some(libc::ENOSYS | libc::EINVAL) | None => {
+            "; it takes Linux 6.1 or newer; engine=sync does without"
         }
         _ => "",
     }

@@ -27,5 +27,10 @@ pub(crate) const TAP: KindHelp = KindHelp {
         OptionInfo::new("vnet_hdr", "bool")
             .describe("Offloads are passed on (default: if the kernel can)"),
     ],
-    our_own: &[OptionInfo::new("ip", "str").describe("The host's address, as 10.0.2.2/24, and up")],
+    our_own: &[
+        OptionInfo::new("engine", "str")
+            .describe("How frames are moved: sync, io_uring, or (auto) what is faster here")
+            .default("\"auto\""),
+        OptionInfo::new("ip", "str").describe("The host's address, as 10.0.2.2/24, and up"),
+    ],
 };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use keyval::Options;
 use net_client::{NetClients, Netdev, OpenError, Opener, Port};
 
-use crate::config::TapConfig;
+use crate::config::{EngineKind, TapConfig};
 use crate::error::TapError;
 use crate::queue::TapQueue;
 use crate::tap::Tap;
@@ -36,7 +36,7 @@ impl TapNetdev {
     pub fn open(id: &str, config: &TapConfig) -> Result<Arc<Self>, TapError> {
         let taps = Tap::open(config)?;
         let info = info(config, taps.first());
-        let mut netdev = Self::build(id, taps, info)?;
+        let mut netdev = Self::build(id, taps, info, config.engine)?;
         if let Some(script) = &config.script {
             run_script(script, netdev.tap().name())?;
         }
@@ -46,7 +46,7 @@ impl TapNetdev {
     }
 
     /// Uses taps or macvtaps that are open already, one a queue, all of one interface; `id` names the
-    /// ports.
+    /// ports. Frames are moved by [`EngineKind::Auto`].
     ///
     /// # Errors
     /// When there is none, or the kernel refuses to let those but the first rest.
@@ -56,18 +56,18 @@ impl TapNetdev {
             .map(|tap| tap.as_fd().as_raw_fd().to_string())
             .collect();
         let info = format!("fd={}", numbers.join(":"));
-        Ok(Arc::new(Self::build(id, taps, info)?))
+        Ok(Arc::new(Self::build(id, taps, info, EngineKind::Auto)?))
     }
 
-    fn build(id: &str, taps: Vec<Tap>, info: String) -> Result<Self, TapError> {
+    fn build(id: &str, taps: Vec<Tap>, info: String, engine: EngineKind) -> Result<Self, TapError> {
         if taps.is_empty() {
             return Err(TapError::NoQueues);
         }
         let taps: Vec<Arc<Tap>> = taps.into_iter().map(Arc::new).collect();
         let queues: Vec<_> = taps
             .iter()
-            .map(|tap| TapQueue::new(id, tap.clone()))
-            .collect();
+            .map(|tap| TapQueue::with(id, tap.clone(), engine))
+            .collect::<Result<_, _>>()?;
         for queue in queues.iter().skip(1) {
             queue.enable(false)?;
         }

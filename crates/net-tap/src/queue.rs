@@ -7,16 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use iothread::{AioContext, FdHandler, Interest, Readiness, WatchId};
 use net_client::{
     Drained, DropReason, Frame, FrameSource, IoVec, NetClient, Offloads, Port, Read, Received,
-    Token, VnetHeader,
+    Token, VnetHeader, total_len,
 };
 
-use crate::engine::{Engine, Syscalls};
+use crate::config::EngineKind;
+use crate::engine::{self, Engine, Syscalls};
 use crate::error::TapError;
-use crate::tap::{INITIAL_HEADER_LEN, Tap};
-
-/// The longest frame without its `virtio_net_hdr`: an IP packet of 64 KiB behind an Ethernet header
-/// with a VLAN tag.
-const FRAME_MAX: usize = 65535 + 14 + 4;
+use crate::tap::{FRAME_MAX, INITIAL_HEADER_LEN, Tap};
 
 /// One queue of a tap: writes the frames that its peer sends, and offers its peer to read those that
 /// the host has.
@@ -29,6 +26,10 @@ pub struct TapQueue {
     engine: Box<dyn Engine>,
     port: Arc<Port>,
     header_len: AtomicUsize,
+    /// Bytes of the longest frame that the host gives, as it is set up, the header not counted.
+    longest: AtomicUsize,
+    /// As the peer has it.
+    offloads: Mutex<Offloads>,
     /// The peer said that it has room since frames were last offered to it.
     room_heard: AtomicBool,
     /// The interface is gone; said once.
@@ -48,10 +49,23 @@ struct Watch {
 }
 
 impl TapQueue {
-    /// Makes the queue of an open tap; its port is called `name`.
+    /// Makes the queue of an open tap; its port is called `name`. Frames are moved one system call each.
     pub fn new(name: impl Into<String>, tap: Arc<Tap>) -> Arc<Self> {
         let engine = Box::new(Syscalls(tap.clone()));
         Self::with_engine(name, tap, engine)
+    }
+
+    /// As [`new`](Self::new), with frames moved by `engine`.
+    ///
+    /// # Errors
+    /// [`TapError::IoUring`] when the kernel has not got it, and it was asked for by name.
+    pub fn with(
+        name: impl Into<String>,
+        tap: Arc<Tap>,
+        engine: EngineKind,
+    ) -> Result<Arc<Self>, TapError> {
+        let engine = engine::make(engine, &tap)?;
+        Ok(Self::with_engine(name, tap, engine))
     }
 
     fn with_engine(name: impl Into<String>, tap: Arc<Tap>, engine: Box<dyn Engine>) -> Arc<Self> {
@@ -65,6 +79,8 @@ impl TapQueue {
             engine,
             port: Port::new(name, me.clone()),
             header_len: AtomicUsize::new(header_len),
+            longest: AtomicUsize::new(FRAME_MAX),
+            offloads: Mutex::default(),
             room_heard: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             watch: Mutex::default(),
@@ -147,6 +163,62 @@ impl TapQueue {
         }
     }
 
+    /// Counts a frame that was not sent, for its reason; returns that.
+    fn drop_sent(&self, error: &io::Error) {
+        self.gone_after(error);
+        let reason = match error.raw_os_error() {
+            // A header that does not fit its frame, more pieces than the host takes, or memory that is
+            // not there.
+            Some(libc::EINVAL | libc::EFAULT | libc::EMSGSIZE) => DropReason::Malformed,
+            Some(libc::EIO) => DropReason::LinkDown,
+            Some(libc::EAGAIN) => DropReason::NoRoom,
+            _ => DropReason::Backend,
+        };
+        self.port.count_dropped_receiving(reason);
+    }
+
+    /// What became of a read of frames from the host into `room` bytes.
+    fn came(&self, result: io::Result<usize>, room: usize) -> Read {
+        let error = match result {
+            Ok(len) if len < self.header_len.load(Ordering::Relaxed) => {
+                self.port.count_dropped_sending(DropReason::Malformed);
+                return Read::Failed;
+            }
+            Ok(len) if len >= room && self.longest.load(Ordering::Relaxed) < FRAME_MAX => {
+                // Perhaps cut off, where the host's MTU is larger than when it was last asked for.
+                let before = self.longest.load(Ordering::Relaxed);
+                self.measure();
+                if self.longest.load(Ordering::Relaxed) > before {
+                    self.port.count_dropped_sending(DropReason::TooLong);
+                    return Read::Failed;
+                }
+                return Read::Frame(len);
+            }
+            Ok(len) => return Read::Frame(len),
+            Err(error) => error,
+        };
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return Read::Empty;
+        }
+        if !self.gone_after(&error) {
+            match error.raw_os_error() {
+                // The frame is lost, the next one is not.
+                Some(libc::EFAULT | libc::EINVAL | libc::ENOMEM | libc::ENOBUFS) => {}
+                // It would be reported over and over.
+                _ => self.give_up(&error),
+            }
+        }
+        self.port.count_dropped_sending(DropReason::Backend);
+        Read::Failed
+    }
+
+    /// Looks how long the host's frames may be.
+    fn measure(&self) {
+        let offloads = *self.offloads.lock().unwrap_or_else(PoisonError::into_inner);
+        let longest = self.tap.longest_frame(offloads);
+        self.longest.store(longest, Ordering::Relaxed);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Watch> {
         self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -166,20 +238,17 @@ impl NetClient for TapQueue {
             self.change_interest(|interest| interest.writable = true);
             return Received::Busy;
         }
-        self.gone_after(&error);
-        let reason = match error.raw_os_error() {
-            // A header that does not fit its frame, more pieces than the host takes, or memory that is
-            // not there.
-            Some(libc::EINVAL | libc::EFAULT | libc::EMSGSIZE) => DropReason::Malformed,
-            Some(libc::EIO) => DropReason::LinkDown,
-            _ => DropReason::Backend,
-        };
-        self.port.count_dropped_receiving(reason);
+        self.drop_sent(&error);
         Received::Taken
     }
 
     fn flush(&self, done: &mut dyn FnMut(Token)) {
-        self.engine.flush(done);
+        self.engine.flush(&mut |token, sent| {
+            if let Err(error) = sent {
+                self.drop_sent(&error);
+            }
+            done(token);
+        });
     }
 
     fn room(&self) {
@@ -188,7 +257,8 @@ impl NetClient for TapQueue {
     }
 
     fn revoke(&self) {
-        self.engine.revoke();
+        // Reads end in the call that they are made in.
+        self.flush(&mut |token| self.port.sent(token));
     }
 
     fn attach(&self, context: &Arc<dyn AioContext>) -> io::Result<()> {
@@ -196,6 +266,7 @@ impl NetClient for TapQueue {
         if self.gone.load(Ordering::Relaxed) {
             return Ok(());
         }
+        self.measure();
         let handler: Weak<dyn FdHandler> = self.me.clone();
         let mut watch = self.lock();
         watch.interest = Interest::READ;
@@ -231,7 +302,10 @@ impl FdHandler for TapQueue {
         }
         if readiness.readable {
             self.room_heard.store(false, Ordering::Relaxed);
-            let drained = self.port.offer(&mut Source { queue: self });
+            let drained = self.port.offer(&mut Source {
+                queue: self,
+                room: usize::MAX,
+            });
             if drained == Drained::NoRoom && !self.room_heard.load(Ordering::Relaxed) {
                 self.change_interest(|interest| interest.readable = false);
             }
@@ -259,7 +333,10 @@ impl VnetHeader for TapQueue {
     }
 
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        self.tap.set_offloads(offloads).map_err(into_io)
+        self.tap.set_offloads(offloads).map_err(into_io)?;
+        *self.offloads.lock().unwrap_or_else(PoisonError::into_inner) = offloads;
+        self.measure();
+        Ok(())
     }
 }
 
@@ -267,42 +344,44 @@ impl Drop for TapQueue {
     fn drop(&mut self) {
         // The context would keep the descriptor, and with it the interface.
         self.detach();
-        self.engine.revoke();
+        self.revoke();
     }
 }
 
 /// The frames that the host has for the peer.
 struct Source<'a> {
     queue: &'a TapQueue,
+    /// The least that a read of the batch has room for.
+    room: usize,
 }
 
 impl FrameSource for Source<'_> {
     fn max_frame(&self) -> usize {
-        FRAME_MAX.saturating_add(self.queue.header_len.load(Ordering::Relaxed))
+        let header_len = self.queue.header_len.load(Ordering::Relaxed);
+        let longest = self.queue.longest.load(Ordering::Relaxed);
+        longest.saturating_add(header_len)
     }
 
-    fn read(&mut self, token: Token, iov: &[IoVec]) -> Read {
-        let error = match self.queue.engine.read(token, iov) {
-            Ok(Read::Frame(len)) if len < self.queue.header_len.load(Ordering::Relaxed) => {
-                self.queue.port.count_dropped_sending(DropReason::Malformed);
-                return Read::Failed;
-            }
-            Ok(read) => return read,
-            Err(error) => error,
-        };
-        if error.kind() == io::ErrorKind::WouldBlock {
-            return Read::Empty;
-        }
-        if !self.queue.gone_after(&error) {
-            match error.raw_os_error() {
-                // The frame is lost, the next one is not.
-                Some(libc::EFAULT | libc::EINVAL | libc::ENOMEM | libc::ENOBUFS) => {}
-                // It would be reported over and over.
-                _ => self.queue.give_up(&error),
-            }
-        }
-        self.queue.port.count_dropped_sending(DropReason::Backend);
-        Read::Failed
+    fn read(&mut self, _token: Token, iov: &[IoVec]) -> Read {
+        let queue = self.queue;
+        queue.came(queue.engine.read(iov), total_len(iov))
+    }
+
+    fn batch(&mut self) -> usize {
+        self.queue.engine.batch()
+    }
+
+    fn queue(&mut self, token: Token, iov: &[IoVec]) {
+        self.room = self.room.min(total_len(iov));
+        self.queue.engine.queue(token, iov);
+    }
+
+    fn submit(&mut self, done: &mut dyn FnMut(Token, Read)) {
+        let (queue, room) = (self.queue, self.room);
+        queue.engine.submit(&mut |token, result| {
+            done(token, queue.came(result, room));
+        });
+        self.room = usize::MAX;
     }
 }
 
@@ -327,7 +406,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct Scripted {
         writes: Mutex<VecDeque<Result<Received, i32>>>,
-        reads: Mutex<VecDeque<Result<Read, i32>>>,
+        reads: Mutex<VecDeque<Result<usize, i32>>>,
         calls: AtomicUsize,
     }
 
@@ -346,13 +425,9 @@ mod tests {
             self.next(&self.writes)
         }
 
-        fn flush(&self, _done: &mut dyn FnMut(Token)) {}
-
-        fn read(&self, _token: Token, _iov: &[IoVec]) -> io::Result<Read> {
+        fn read(&self, _iov: &[IoVec]) -> io::Result<usize> {
             self.next(&self.reads)
         }
-
-        fn revoke(&self) {}
     }
 
     struct Bench {
@@ -524,7 +599,7 @@ mod tests {
     #[test]
     fn a_frame_shorter_than_its_header_is_dropped() {
         let bench = bench();
-        let reads = [Ok(Read::Frame(9)), Ok(Read::Frame(10))];
+        let reads = [Ok(9), Ok(10)];
         bench.engine.reads.lock().unwrap().extend(reads);
         for _ in 0..2 {
             bench.queue.ready(Readiness {

@@ -152,6 +152,26 @@ pub(crate) fn interface_index(name: &str) -> io::Result<u32> {
     }
 }
 
+/// The MTU of an interface in this network namespace.
+pub(crate) fn mtu(name: &str) -> io::Result<usize> {
+    // SAFETY: takes numbers and gives one.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    check(fd)?;
+    // SAFETY: the descriptor was made just now, and nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: all-zero bytes are a valid `ifreq`, as in `set_interface`.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    // The last byte stays 0.
+    for (to, from) in request.ifr_name[..NAME_MAX].iter_mut().zip(name.bytes()) {
+        *to = c_char::from_ne_bytes([from]);
+    }
+    // SAFETY: SIOCGIFMTU reads and writes one `ifreq`.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &mut request) })?;
+    // SAFETY: SIOCGIFMTU has set the MTU, and any bits are a valid number.
+    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+    usize::try_from(mtu).map_err(|_| invalid())
+}
+
 /// Writes one frame.
 pub(crate) fn write(fd: BorrowedFd<'_>, iov: &[IoVec]) -> io::Result<usize> {
     again_if_interrupted(|| match iov {

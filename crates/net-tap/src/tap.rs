@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::c_uint;
 use net_client::{IoVec, Offloads};
@@ -17,6 +18,12 @@ use crate::sys;
 /// `num_buffers`.
 pub const INITIAL_HEADER_LEN: usize = 10;
 
+/// The longest frame without its `virtio_net_hdr`: an IP packet of 64 KiB behind an Ethernet header
+/// with a VLAN tag.
+pub(crate) const FRAME_MAX: usize = 65535 + FRAME_HEADER;
+/// An Ethernet header with a VLAN tag.
+const FRAME_HEADER: usize = 14 + 4;
+
 /// One open queue of a tap interface, non-blocking: each read takes one frame, each write gives one.
 ///
 /// An interface that did not exist before is gone when its last queue is dropped.
@@ -27,6 +34,10 @@ pub struct Tap {
     vnet_hdr: bool,
     multi_queue: bool,
     offloads: Offloads,
+    /// Opened here by its name, so in this network namespace.
+    is_here: bool,
+    /// Writes may find no room.
+    limits_sending: AtomicBool,
 }
 
 impl Tap {
@@ -143,7 +154,9 @@ impl Tap {
         }
         let name =
             sys::set_interface(fd, template, flags).map_err(failed(template, "TUNSETIFF"))?;
-        Self::set_up(file, name, vnet_hdr, multi_queue)
+        let mut tap = Self::set_up(file, name, vnet_hdr, multi_queue)?;
+        tap.is_here = true;
+        Ok(tap)
     }
 
     fn set_up(
@@ -169,6 +182,8 @@ impl Tap {
             vnet_hdr,
             multi_queue,
             offloads,
+            is_here: false,
+            limits_sending: AtomicBool::new(false),
         })
     }
 
@@ -181,6 +196,8 @@ impl Tap {
             vnet_hdr: true,
             multi_queue: true,
             offloads: Offloads::default(),
+            is_here: false,
+            limits_sending: AtomicBool::new(false),
         }
     }
 
@@ -264,9 +281,37 @@ impl Tap {
             Some(len) => libc::c_int::try_from(len).unwrap_or(libc::c_int::MAX),
         };
         match sys::set_send_buffer(self.as_fd(), limit) {
-            Err(source) if len.is_some() => Err(failed(&self.name, "TUNSETSNDBUF")(source)),
-            _ => Ok(()),
+            Err(source) if len.is_some() => return Err(failed(&self.name, "TUNSETSNDBUF")(source)),
+            _ => {}
         }
+        let limits = limit != libc::c_int::MAX;
+        self.limits_sending.store(limits, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether there is a limit to what is written, as far as was set here.
+    pub(crate) fn limits_sending(&self) -> bool {
+        self.limits_sending.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the longest frame that the host gives to a reader that copes with `offloads`, without its
+    /// `virtio_net_hdr`, as far as can be known now: the MTU can be raised later, and is that of
+    /// somewhere else where the descriptor came from there.
+    pub(crate) fn longest_frame(&self, offloads: Offloads) -> usize {
+        let Offloads {
+            csum: _,
+            tso4,
+            tso6,
+            ecn: _,
+            ufo,
+            uso4,
+            uso6,
+        } = offloads;
+        let segments = tso4 || tso6 || ufo || uso4 || uso6;
+        let mtu = (self.is_here && !segments)
+            .then(|| sys::mtu(&self.name).ok())
+            .flatten();
+        mtu.map_or(FRAME_MAX, |mtu| (mtu + FRAME_HEADER).min(FRAME_MAX))
     }
 
     /// Writes one frame, header and all; returns its length.

@@ -1,4 +1,5 @@
 //! A network namespace for each test, and a tap in it.
+#![allow(dead_code, reason = "each test file uses its own part of it")]
 
 use std::env;
 use std::io;
