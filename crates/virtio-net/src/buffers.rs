@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 
 use net_client::IoVec;
+use virtio::net::{HdrF, HdrGso};
 use virtio_bus::GuestNotifier;
 use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 
+use crate::coalesce::Gate;
 use crate::hash::{Hash, HashView, PEEK};
 use crate::header::{FLAGS, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS};
 use crate::lend::{lend_from, write_start};
@@ -18,6 +20,9 @@ pub(crate) struct Buffers<M: QueueMemory> {
     layout: Layout,
     mergeable: bool,
     hashes: HashView,
+    pub(crate) gate: Gate,
+    /// Frames counted when the driver was last told of some.
+    told: u64,
     /// Popped, checked and not used yet, in the order in which they were made available.
     pub(crate) ready: Chains<M>,
     /// Chains with no buffers, for the next ones.
@@ -42,6 +47,8 @@ impl<M: QueueMemory> Buffers<M> {
             layout,
             mergeable,
             hashes,
+            gate: Gate::default(),
+            told: 0,
             ready: Chains::new(),
             spare: Vec::new(),
         }
@@ -152,6 +159,20 @@ impl<M: QueueMemory> Buffers<M> {
             return;
         }
         statistics.batches += 1;
+        let told = std::mem::replace(&mut self.told, statistics.frames);
+        let frames = statistics.frames.wrapping_sub(told);
+        if self.gate.passes(frames) {
+            self.tell(call, statistics);
+        }
+    }
+
+    /// Notifications are held back from now on by the frames that come from now on.
+    pub(crate) fn count_from(&mut self, statistics: &RxStatistics) {
+        self.told = statistics.frames;
+    }
+
+    /// Tells the driver of what was published, if it wants to hear of it.
+    pub(crate) fn tell(&mut self, call: &dyn GuestNotifier, statistics: &mut RxStatistics) {
         if self.queue.needs_notification() {
             statistics.notifications += 1;
             call.notify();
@@ -215,6 +236,13 @@ fn deliver<M: QueueMemory>(
     }
     if let Some(first) = chains.list.front() {
         complete_header(layout, first, buffers);
+        if layout.stats {
+            count_header(
+                first,
+                guest_len.saturating_sub(layout.header_len),
+                statistics,
+            );
+        }
     }
     let mut left = guest_len;
     for _ in 0..buffers {
@@ -271,6 +299,25 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
             buffers.to_ne_bytes()
         };
         write(NUM_BUFFERS, &bytes);
+    }
+}
+
+/// Counts a frame by what its header says. The driver can change that meanwhile: the numbers are for it.
+fn count_header<M: QueueMemory>(first: &Chain<M>, frame_len: usize, statistics: &mut RxStatistics) {
+    let mut header = [0; 2];
+    first.read_back(FLAGS, &mut header);
+    let [flags, gso_type] = header;
+    let flags = HdrF::from_bits_retain(flags);
+    if flags.contains(HdrF::NEEDS_CSUM) {
+        statistics.csum_needed += 1;
+    } else if flags.contains(HdrF::DATA_VALID) {
+        statistics.csum_valid += 1;
+    } else {
+        statistics.csum_none += 1;
+    }
+    if gso_type != u8::from(HdrGso::None) {
+        statistics.gso_frames += 1;
+        statistics.gso_bytes += frame_len as u64;
     }
 }
 

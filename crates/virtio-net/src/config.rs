@@ -79,6 +79,16 @@ pub struct VirtioNetConfig {
     pub ctrl_vlan: bool,
     /// The driver may change the NIC's address.
     pub ctrl_mac_addr: bool,
+    /// The driver may have its notifications held back, by number and time.
+    pub notf_coal: bool,
+    /// It may have so by queue.
+    pub vq_notf_coal: bool,
+    /// The driver may ask for what the device counts.
+    pub device_stats: bool,
+    /// The driver may say how long headers of large frames are, exactly.
+    pub guest_hdrlen: bool,
+    /// The driver may pair the NIC with another of the same address that it prefers.
+    pub failover: bool,
     /// The driver may be asked to announce itself on the link ([`announce_self`](crate::VirtioNet::announce_self)).
     pub guest_announce: bool,
     /// The driver may change the `guest_*` offloads while it runs.
@@ -150,6 +160,11 @@ impl Default for VirtioNetConfig {
             ctrl_rx_extra: true,
             ctrl_vlan: true,
             ctrl_mac_addr: true,
+            notf_coal: true,
+            vq_notf_coal: true,
+            device_stats: true,
+            guest_hdrlen: true,
+            failover: false,
             guest_announce: true,
             ctrl_guest_offloads: true,
             indirect_desc: true,

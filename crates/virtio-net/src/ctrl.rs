@@ -2,6 +2,8 @@
 
 mod command;
 mod data;
+mod notifications;
+mod stats;
 
 use std::fmt;
 use std::io;
@@ -12,7 +14,7 @@ use virtio::net::F as NetF;
 use virtio_bus::ActiveQueue;
 use virtqueue::{Chain, QueueError, QueueMemory, VirtQueue};
 
-use self::command::Commands;
+use self::command::{Answer, Commands};
 use crate::kick::{Watch, again};
 use crate::pair::Pair;
 use crate::shared::{Shared, lock};
@@ -153,36 +155,43 @@ impl<M: QueueMemory> ActiveCtrl<M> {
                 self.queue.disable_notifications();
                 continue;
             }
-            let answer = self.command(shared, pairs);
-            let written = self.chain.write(0, &[answer]);
-            match (written, answer) {
-                (0, _) => statistics.unanswered += 1,
-                (_, OK) => statistics.acknowledged += 1,
-                _ => statistics.refused += 1,
-            }
-            let pushed = self
-                .queue
-                .push_used(self.chain.head(), u32::from(written > 0));
+            let written = self.command(shared, pairs, statistics);
+            let written = u32::try_from(written).unwrap_or(u32::MAX);
+            let pushed = self.queue.push_used(self.chain.head(), written);
             debug_assert!(pushed.is_ok(), "{pushed:?}");
         }
         again(&self.loan.kick);
         Ok(())
     }
 
-    /// Does the command in `chain` and says how it went. One that has no room for the answer is not done.
-    fn command(&self, shared: &Shared, pairs: &[Arc<Pair<M>>]) -> u8 {
+    /// Does the command in `chain`, and answers it; returns how many bytes the answer has. One that has no room
+    /// for the answer is not done.
+    fn command(
+        &self,
+        shared: &Shared,
+        pairs: &[Arc<Pair<M>>],
+        statistics: &mut CtrlStatistics,
+    ) -> usize {
         if self.chain.writable_len() == 0 {
-            return ERR;
+            statistics.unanswered += 1;
+            return 0;
         }
         let commands = Commands {
             shared,
             pairs,
             features: self.features,
+            counted: *statistics,
         };
-        match commands.execute(&self.chain) {
-            Some(()) => OK,
-            None => ERR,
-        }
+        let Answer { ack_at, result } = commands.execute(&self.chain);
+        let Some(result) = result else {
+            statistics.refused += 1;
+            return ack_at + self.chain.write(ack_at, &[ERR]);
+        };
+        statistics.acknowledged += 1;
+        // Behind the answer as much as there is room for.
+        let result_at = if ack_at == 0 { 1 } else { 0 };
+        let written = result_at + self.chain.write(result_at, &result);
+        written.max(ack_at + self.chain.write(ack_at, &[OK]))
     }
 
     fn finish(&mut self) {

@@ -80,7 +80,7 @@ impl<M: QueueMemory> VirtioNet<M> {
                 pairs: count,
             });
         };
-        let shared = Arc::new(Shared::new(config.mac));
+        let shared = Arc::new(Shared::new(config.mac, config.host_mtu));
         let pairs: Vec<_> = (0..count)
             .map(|i| {
                 let name = format!("virtio-net.{i}");
@@ -275,8 +275,8 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
             .read(mac, self.shared.status(), offset, data);
     }
 
-    /// "A driver can set the MAC address by writing it" only where there is no better way: through the
-    /// legacy interface, without VIRTIO_NET_F_CTRL_MAC_ADDR (virtio 1.4, 5.1.4.3).
+    /// "When using the legacy interface, mac is driver-writable which provided a way for drivers to update the MAC
+    /// without negotiating VIRTIO_NET_F_CTRL_MAC_ADDR" (virtio 1.4, 5.1.4).
     fn write_config(&self, offset: usize, data: &[u8]) {
         let state = lock(&self.state);
         if NetF::from(state.features).intersects(NetF::VERSION_1 | NetF::CTRL_MAC_ADDR) {
@@ -424,6 +424,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         self.forget_arriving();
         self.forget_filters(false);
         self.forget_hashing();
+        *lock(&self.shared.coalescing) = Default::default();
         self.shared.set_announcing(false);
         self.use_first_pair();
         // A driver that comes next has negotiated nothing yet. That the backend refuses to do less for

@@ -64,7 +64,7 @@ const OFFLOADS: [Offload; 7] = [
 
 /// Features that need others (virtio 1.4, 5.1.3.1), as far as they are offered: a feature, and the set of
 /// which it needs one. In an order in which what is needed comes first.
-const REQUIREMENTS: [(NetF, NetF); 21] = [
+const REQUIREMENTS: [(NetF, NetF); 24] = [
     (NetF::HOST_TSO4, NetF::CSUM),
     (NetF::HOST_TSO6, NetF::CSUM),
     (NetF::HOST_ECN, NetF::HOST_TSO4.union(NetF::HOST_TSO6)),
@@ -84,6 +84,9 @@ const REQUIREMENTS: [(NetF, NetF); 21] = [
     (NetF::MQ, NetF::CTRL_VQ),
     (NetF::RSS, NetF::CTRL_VQ),
     (NetF::HASH_REPORT, NetF::CTRL_VQ),
+    (NetF::NOTF_COAL, NetF::CTRL_VQ),
+    (NetF::VQ_NOTF_COAL, NetF::CTRL_VQ),
+    (NetF::DEVICE_STATS, NetF::CTRL_VQ),
     (NetF::GUEST_ANNOUNCE, NetF::CTRL_VQ),
     // It is asked in `status`.
     (NetF::GUEST_ANNOUNCE, NetF::STATUS),
@@ -122,6 +125,11 @@ pub(crate) fn offered(config: &VirtioNetConfig, backend: Option<Offloads>) -> F 
         (config.ctrl_vlan, NetF::CTRL_VLAN),
         (config.ctrl_mac_addr, NetF::CTRL_MAC_ADDR),
         (config.guest_announce, NetF::GUEST_ANNOUNCE),
+        (config.notf_coal, NetF::NOTF_COAL),
+        (config.vq_notf_coal, NetF::VQ_NOTF_COAL),
+        (config.device_stats, NetF::DEVICE_STATS),
+        (config.guest_hdrlen, NetF::GUEST_HDRLEN),
+        (config.failover, NetF::STANDBY),
         (config.ctrl_vq, NetF::CTRL_VQ),
         (config.ctrl_guest_offloads, NetF::CTRL_GUEST_OFFLOADS),
         (config.indirect_desc, NetF::INDIRECT_DESC),
@@ -217,6 +225,10 @@ mod tests {
             | NetF::CTRL_VLAN
             | NetF::CTRL_MAC_ADDR
             | NetF::GUEST_ANNOUNCE
+            | NetF::NOTF_COAL
+            | NetF::VQ_NOTF_COAL
+            | NetF::DEVICE_STATS
+            | NetF::GUEST_HDRLEN
             | NetF::INDIRECT_DESC
             | NetF::EVENT_IDX
             | NetF::RING_RESET;

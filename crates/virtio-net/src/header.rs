@@ -2,6 +2,8 @@
 
 use virtio::net::{F as NetF, HdrF, HdrGso};
 
+use crate::statistics::TxStatistics;
+
 /// The longest header there is: the one with a hash.
 pub(crate) const MAX_HEADER: usize = 20;
 /// Where `flags` is.
@@ -93,6 +95,19 @@ impl Header {
             gso_size: u16_of([g0, g1]),
             csum_start: u16_of([s0, s1]),
             csum_offset: u16_of([o0, o1]),
+        }
+    }
+
+    /// Counts a frame by what it asks for.
+    pub(crate) fn count(&self, frame_len: usize, statistics: &mut TxStatistics) {
+        if self.flags & NEEDS_CSUM != 0 {
+            statistics.csum_needed += 1;
+        } else {
+            statistics.csum_none += 1;
+        }
+        if self.gso_type != GSO_NONE {
+            statistics.gso_frames += 1;
+            statistics.gso_bytes += frame_len as u64;
         }
     }
 

@@ -48,12 +48,13 @@
 //! | `buffers` | the buffers that the driver has made available for reception |
 //! | `ctrl` | the control queue and its commands |
 //! | `announce` | asking the driver to announce itself |
+//! | `coalesce` | notifications that are held back |
 //! | `filter` | which received frames the driver wants |
 //! | `hash` | the hash of a received frame, and the queue that it leads to |
 //! | `watched` | what the control queue changes and receive queues look at |
 //! | `header` | the header in front of each frame |
 //! | `lend` | guest memory and buffers of our own, as lent to the peer |
-//! | `kick` | watching a queue's kick |
+//! | `kick`, `timer` | watching a queue's kick; its timers |
 //! | `statistics` | what each queue counts |
 //! | [`object`] | the type `virtio-net-device` |
 //!
@@ -74,12 +75,11 @@
 //!
 //! That its queue is broken the transport is told under the queue's lock, so that a reset comes before or after.
 //!
-//! Not here yet: and drivers from before virtio 1.0 on big-endian hosts.
-//! Nor are received frames longer than `host_mtu` dropped (virtio 1.4, 5.1.4.1): as with QEMU, the
-//! backend's interface is given the same MTU by whoever sets it up.
+//! Not here yet: drivers from before virtio 1.0 on big-endian hosts.
 
 mod announce;
 mod buffers;
+mod coalesce;
 mod config;
 mod ctrl;
 mod device;
@@ -96,6 +96,7 @@ mod role;
 mod rx;
 mod shared;
 mod statistics;
+mod timer;
 mod tx;
 mod watched;
 

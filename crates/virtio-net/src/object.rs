@@ -90,6 +90,11 @@ const PROPERTIES: &[PropertyInfo] = &[
     on("ctrl_vlan"),
     on("ctrl_mac_addr"),
     on("guest_announce"),
+    PropertyInfo::bool("failover", false),
+    on("notf_coal").our_own(),
+    on("vq_notf_coal").our_own(),
+    on("device_stats").our_own(),
+    on("guest_hdrlen").our_own(),
     on("ctrl_guest_offloads"),
     // Later than QEMU 7.2.
     on("host_uso"),
@@ -99,7 +104,6 @@ const PROPERTIES: &[PropertyInfo] = &[
 
 /// QEMU's, refused by name.
 const UNBUILT: &[PropertyInfo] = &[
-    PropertyInfo::bool("failover", false).unbuilt(OFF),
     // The legacy interface's.
     off("gso", true),
     off("guest_rsc_ext", false),
@@ -187,6 +191,11 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
         ctrl_vlan: device.get("ctrl_vlan")?,
         ctrl_mac_addr: device.get("ctrl_mac_addr")?,
         guest_announce: device.get("guest_announce")?,
+        failover: device.get("failover")?,
+        notf_coal: device.get("notf_coal")?,
+        vq_notf_coal: device.get("vq_notf_coal")?,
+        device_stats: device.get("device_stats")?,
+        guest_hdrlen: device.get("guest_hdrlen")?,
         ctrl_guest_offloads: device.get("ctrl_guest_offloads")?,
         indirect_desc: device.get("indirect_desc")?,
         event_idx: device.get("event_idx")?,

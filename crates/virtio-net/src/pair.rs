@@ -1,6 +1,7 @@
 //! One receive and one transmit queue with their port: the net client.
 
 mod all;
+mod notifications;
 mod steering;
 
 use std::fmt;
@@ -38,6 +39,10 @@ pub(crate) struct Layout {
     pub(crate) host_header_len: usize,
     /// Of the header's fields.
     pub(crate) little_endian: bool,
+    /// The longest frame, header included, that the driver takes unless it is to be segmented.
+    pub(crate) longest: usize,
+    /// The driver may ask for what headers have said.
+    pub(crate) stats: bool,
     /// The driver's header has the frame's hash.
     pub(crate) hash: bool,
     /// The driver copes with frames whose checksum is left to it, or was checked.
@@ -173,6 +178,8 @@ impl<M: QueueMemory> Pair<M> {
             Err(error) => return Err((active.hand_back(), error)),
         }
         rx.active = Some(active);
+        drop(rx);
+        let _ = self.set_rx_coalescing(lock(&self.shared.coalescing).rx);
         Ok(())
     }
 
@@ -192,6 +199,8 @@ impl<M: QueueMemory> Pair<M> {
         }
         *lock(&self.tx_kick) = Some(active.loan().kick.clone());
         tx.active = Some(active);
+        drop(tx);
+        let _ = self.set_tx_coalescing(lock(&self.shared.coalescing).tx);
         Ok(())
     }
 
@@ -309,6 +318,12 @@ impl<M: QueueMemory> Pair<M> {
             header_len,
             host_header_len: if has_header { header_len } else { 0 },
             little_endian: little_endian(features),
+            longest: if features.contains(NetF::MTU) {
+                header_len + ETHERNET_HEADER + usize::from(self.shared.mtu)
+            } else {
+                usize::MAX
+            },
+            stats: features.contains(NetF::DEVICE_STATS),
             hash: features.contains(NetF::HASH_REPORT),
             guest_csum: features.contains(NetF::GUEST_CSUM),
             guest_gso: features.intersects(guest_offload_features() - NetF::GUEST_CSUM),
@@ -345,7 +360,7 @@ impl<M: QueueMemory> Pair<M> {
     /// Takes a turn of the transmit queue.
     #[doc(alias = "virtio_net_handle_tx_bh")]
     fn turn_tx(&self) {
-        self.with_tx(|tx| tx.turn(&self.port, self.burst));
+        self.with_tx(|tx| tx.kicked(&self.port, self.burst));
     }
 
     /// Works on the transmit queue, then does what was asked of it meanwhile.
@@ -439,6 +454,7 @@ impl<M: QueueMemory> NetClient for Pair<M> {
             active.watch = None;
             active.watch = Some(self.watch_tx(&active.loan().kick)?);
         }
+        self.renew_gates();
         Ok(())
     }
 
@@ -456,6 +472,8 @@ impl<M: QueueMemory> fmt::Debug for Pair<M> {
             .finish_non_exhaustive()
     }
 }
+
+const ETHERNET_HEADER: usize = 14;
 
 /// Whether header fields, and numbers on the control queue, are little-endian: with VERSION_1, or on a guest
 /// that is so anyway.

@@ -136,6 +136,7 @@ impl<M: QueueMemory> Rx<M> {
         let Some(active) = self.active.as_mut().filter(|a| a.running && self.enabled) else {
             return After::default();
         };
+        self.statistics.kicks += 1;
         if !active.starved {
             return After::default();
         }
@@ -154,6 +155,15 @@ impl<M: QueueMemory> Rx<M> {
         After {
             room: true,
             broken: None,
+        }
+    }
+
+    /// Notifications have been held back for as long as they may.
+    pub(crate) fn held_long_enough(&mut self) {
+        if let Some(active) = &mut self.active
+            && active.gate().expired()
+        {
+            active.tell(&mut self.statistics);
         }
     }
 
@@ -185,6 +195,9 @@ impl<M: QueueMemory> Rx<M> {
         active.drop_held(port, &mut self.statistics);
         active.give_back();
         active.finish(&mut self.statistics);
+        if active.gate().release() {
+            active.tell(&mut self.statistics);
+        }
         active.tell_anew();
     }
 }

@@ -7,6 +7,7 @@ use virtio::net::S;
 use virtio_bus::Transport;
 use virtqueue::QueueError;
 
+use crate::coalesce::Coalescing;
 use crate::filter::{Filter, FilterCell, Mac};
 use crate::hash::{HashCell, Hashing};
 
@@ -20,8 +21,19 @@ pub(crate) struct Shared {
     /// A leaf lock: the transport is called without it.
     transport: Mutex<Option<Weak<dyn Transport>>>,
     link_down: AtomicBool,
+    /// What queues begin with. A leaf lock.
+    pub(crate) coalescing: Mutex<CoalescingByDirection>,
+    /// The longest frame that the driver takes unless it is to be segmented, if it has agreed to one.
+    pub(crate) mtu: u16,
     /// A leaf lock.
     announcing: Mutex<Announcing>,
+}
+
+/// What was said of all queues of each direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CoalescingByDirection {
+    pub(crate) rx: Coalescing,
+    pub(crate) tx: Coalescing,
 }
 
 /// Whether the driver can be asked to announce itself, and whether it is.
@@ -33,14 +45,16 @@ struct Announcing {
 }
 
 impl Shared {
-    pub(crate) fn new(mac: Mac) -> Self {
+    pub(crate) fn new(mac: Mac, mtu: u16) -> Self {
         Self {
             filter: FilterCell::new(Filter::new(mac, false)),
             hashing: HashCell::new(Hashing::new()),
             steered: AtomicBool::new(false),
             transport: Mutex::new(None),
             link_down: AtomicBool::new(false),
-            announcing: Mutex::new(Announcing::default()),
+            coalescing: Mutex::default(),
+            mtu,
+            announcing: Mutex::default(),
         }
     }
 

@@ -7,6 +7,7 @@ use virtio::net::F as NetF;
 use virtio_bus::ActiveQueue;
 use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 
+use crate::coalesce::Gate;
 use crate::header::{Header, HeaderFault, MAX_HEADER, TxRules};
 use crate::kick::{Watch, again};
 use crate::lend::{FrameSlab, lend, lend_from, read_start};
@@ -29,6 +30,7 @@ pub(crate) struct ActiveTx<M: QueueMemory> {
     /// The checked headers, and small frames whole.
     slab: FrameSlab,
     flight: Flight<M>,
+    pub(crate) gate: Gate,
     /// What is popped next; while `pending`, the frame that the peer had no room for.
     chain: Box<Chain<M>>,
     pending: bool,
@@ -77,6 +79,21 @@ impl<M: QueueMemory> Tx<M> {
         if let Some(active) = &mut self.active {
             active.waiting = false;
             again(&active.loan().kick);
+        }
+    }
+
+    /// The driver has kicked: it made frames available.
+    pub(crate) fn kicked(&mut self, port: &Port, burst: u32) -> TurnEnd {
+        self.statistics.kicks += 1;
+        self.turn(port, burst)
+    }
+
+    /// Notifications have been held back for as long as they may.
+    pub(crate) fn held_long_enough(&mut self) {
+        if let Some(active) = &mut self.active
+            && active.gate.expired()
+        {
+            active.tell(&mut self.statistics);
         }
     }
 
@@ -153,6 +170,9 @@ impl<M: QueueMemory> Tx<M> {
             }
             active.waiting = false;
             active.publish(&mut self.statistics);
+            if active.gate.release() {
+                active.tell(&mut self.statistics);
+            }
         }
     }
 }
@@ -177,6 +197,7 @@ impl<M: QueueMemory> ActiveTx<M> {
                 count: 0,
                 spare: Vec::new(),
             },
+            gate: Gate::default(),
             chain: Box::default(),
             pending: false,
             unflushed: false,
@@ -236,7 +257,8 @@ impl<M: QueueMemory> ActiveTx<M> {
             let prepared = if self.pending {
                 self.lend_frame()
             } else {
-                self.check_frame().and_then(|()| self.lend_frame())
+                self.check_frame(statistics)
+                    .and_then(|()| self.lend_frame())
             };
             let len = match prepared {
                 Ok(len) => len,
@@ -271,7 +293,7 @@ impl<M: QueueMemory> ActiveTx<M> {
     }
 
     /// Copies the header of the frame in `chain`, checks the copy, and keeps what the peer is told.
-    fn check_frame(&mut self) -> Result<(), HeaderFault> {
+    fn check_frame(&mut self, statistics: &mut TxStatistics) -> Result<(), HeaderFault> {
         let Layout {
             header_len,
             little_endian,
@@ -288,6 +310,9 @@ impl<M: QueueMemory> ActiveTx<M> {
         let header = Header::parse(&bytes, little_endian);
         let frame_len = self.chain.readable_len().saturating_sub(header_len);
         let clean = self.rules.check(&header, frame_len)?;
+        if self.layout.stats {
+            clean.count(frame_len, statistics);
+        }
         self.slab
             .set_header(self.chain.head(), clean.emit(little_endian));
         Ok(())
@@ -345,10 +370,18 @@ impl<M: QueueMemory> ActiveTx<M> {
     }
 
     fn publish(&mut self, statistics: &mut TxStatistics) {
-        if self.flight.queue.publish() == 0 {
+        let frames = self.flight.queue.publish();
+        if frames == 0 {
             return;
         }
         statistics.batches += 1;
+        if self.gate.passes(frames.into()) {
+            self.tell(statistics);
+        }
+    }
+
+    /// Tells the driver of what was published, if it wants to hear of it.
+    pub(crate) fn tell(&mut self, statistics: &mut TxStatistics) {
         if self.flight.queue.needs_notification() {
             statistics.notifications += 1;
             self.loan.call.notify();

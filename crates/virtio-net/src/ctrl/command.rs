@@ -6,11 +6,13 @@ use virtio::net::{Ctrl as Class, F as NetF, HashType, ctrl};
 use virtqueue::{Chain, QueueMemory};
 
 use super::data::Data;
+use super::{notifications, stats};
 use crate::features::{guest_offload_features, guest_offloads};
 use crate::filter::MAC_TABLE_ENTRIES;
 use crate::hash::{KEY_LEN, MAX_TABLE, Table, supported_types};
 use crate::pair::{Pair, little_endian, set_offloads, set_queue_pairs};
 use crate::shared::Shared;
+use crate::statistics::CtrlStatistics;
 
 /// What commands work on.
 pub(super) struct Commands<'a, M: QueueMemory> {
@@ -18,14 +20,47 @@ pub(super) struct Commands<'a, M: QueueMemory> {
     pub(super) pairs: &'a [Arc<Pair<M>>],
     /// What was negotiated.
     pub(super) features: NetF,
+    /// What the queue has counted, before this command.
+    pub(super) counted: CtrlStatistics,
+}
+
+/// How a command went.
+pub(super) struct Answer {
+    /// Where in the writable part the answer goes.
+    pub(super) ack_at: usize,
+    /// What it results in, if it was done: behind the answer, or all in front of it.
+    pub(super) result: Option<Vec<u8>>,
 }
 
 impl<M: QueueMemory> Commands<'_, M> {
-    /// Does the command in `chain`, if all is right with it; `None` if not, and nothing has changed then.
+    /// Does the command in `chain`, if all is right with it; if not, nothing has changed.
     #[doc(alias = "virtio_net_handle_ctrl_iov")]
-    pub(super) fn execute(&self, chain: &Chain<M>) -> Option<()> {
+    pub(super) fn execute(&self, chain: &Chain<M>) -> Answer {
         let mut data = Data::new(chain);
-        let [class, command] = data.take()?;
+        let mut answer = Answer {
+            ack_at: 0,
+            result: None,
+        };
+        let Some([class, command]) = data.take() else {
+            return answer;
+        };
+        if (class, command) == (notifications::CLASS, notifications::VQ_GET) {
+            if chain.writable_len() <= notifications::VQ_GET_RESULT {
+                // There is no room for both.
+                return answer;
+            }
+            answer.ack_at = notifications::VQ_GET_RESULT;
+        }
+        answer.result = match class {
+            notifications::CLASS => self.notifications(command, data),
+            stats::CLASS => self.statistics(command, data),
+            _ => self.set(class, command, data).map(|()| Vec::new()),
+        };
+        answer
+    }
+
+    /// A command that results in nothing but an answer.
+    fn set(&self, class: u8, command: u8, data: Data<'_, M>) -> Option<()> {
         match Class::try_from(class).ok()? {
             Class::Rx => self.rx(ctrl::Rx::try_from(command).ok()?, data),
             Class::Mac => self.mac(ctrl::Mac::try_from(command).ok()?, data),
@@ -219,7 +254,7 @@ impl<M: QueueMemory> Commands<'_, M> {
             .ok()
     }
 
-    fn negotiated(&self, feature: NetF) -> Option<()> {
+    pub(super) fn negotiated(&self, feature: NetF) -> Option<()> {
         self.features.contains(feature).then_some(())
     }
 

@@ -15,11 +15,13 @@ use virtqueue::{QueueError, QueueMemory, VirtQueue};
 use self::batch::Batch;
 use self::expected::Expected;
 use super::After;
-use super::peek::Place;
+use super::peek::{Place, Refused, is_segmented, tags_len};
 use super::reads::{Ended, Reads};
 use crate::buffers::{Buffers, Chains};
+use crate::coalesce::Gate;
 use crate::filter::{FilterView, PEEK};
 use crate::hash::HashView;
+use crate::header::GSO_TYPE;
 use crate::kick::{Watch, again};
 use crate::lend::Overflow;
 use crate::pair::Layout;
@@ -238,10 +240,10 @@ impl<M: QueueMemory> ActiveRx<M> {
             return Ok(());
         };
         self.expected.learn(guest_len);
-        if !self.passes_in_place(None, guest_len, room) {
+        if let Err(refused) = self.passes_in_place(None, guest_len, room) {
             // What it was read into is lent again.
             self.buffers.ready.mark_written(guest_len.min(room));
-            count_filtered(port, statistics);
+            refused.count(port, statistics);
             return Ok(());
         }
         if guest_len <= room {
@@ -309,9 +311,10 @@ impl<M: QueueMemory> ActiveRx<M> {
                 // Where neither holds, the overflow may be another read's: it is not looked at.
                 Some(guest_len)
                     if (guest_len <= room || overflow)
-                        && !self.passes_in_place(Some(&chains), guest_len, room) =>
+                        && let Err(refused) =
+                            self.passes_in_place(Some(&chains), guest_len, room) =>
                 {
-                    count_filtered(port, statistics);
+                    refused.count(port, statistics);
                 }
                 Some(guest_len) if guest_len <= room => {
                     self.buffers.deliver(&mut chains, guest_len, statistics);
@@ -379,17 +382,18 @@ impl<M: QueueMemory> ActiveRx<M> {
         again(&self.loan.kick);
     }
 
-    /// Whether the filters let a frame pass that was read into the first `room` guest bytes of `chains`, or
+    /// Whether the driver wants a frame that was read into the first `room` guest bytes of `chains`, or
     /// of what is ready, and the overflow behind them.
     fn passes_in_place(
         &mut self,
         chains: Option<&Chains<M>>,
         guest_len: usize,
         room: usize,
-    ) -> bool {
+    ) -> Result<(), Refused> {
+        let over = guest_len > self.layout.longest;
         let filter = self.filter.look();
-        if filter.is_open() {
-            return true;
+        if filter.is_open() && !over {
+            return Ok(());
         }
         let place = Place {
             chains: chains.unwrap_or(&self.buffers.ready),
@@ -398,7 +402,29 @@ impl<M: QueueMemory> ActiveRx<M> {
             header_len: self.layout.header_len,
         };
         let mut start = [0; PEEK];
-        filter.passes(place.peek(guest_len, &mut start))
+        let start = place.peek(guest_len, &mut start);
+        if !filter.passes(start) {
+            return Err(Refused::Filtered);
+        }
+        if over
+            && guest_len.saturating_sub(tags_len(start)) > self.layout.longest
+            && !self.is_segmented(chains)
+        {
+            return Err(Refused::OverMtu);
+        }
+        Ok(())
+    }
+
+    /// Whether a frame in `chains`, or in what is ready, stands for several that are shorter.
+    fn is_segmented(&self, chains: Option<&Chains<M>>) -> bool {
+        if self.layout.host_header_len == 0 || !self.layout.guest_gso {
+            return false;
+        }
+        let mut gso_type = [0];
+        chains
+            .unwrap_or(&self.buffers.ready)
+            .read_back(GSO_TYPE, &mut gso_type);
+        is_segmented(gso_type)
     }
 
     /// There is not room enough: asks the driver to kick when it makes more available. `true` when it
@@ -418,6 +444,19 @@ impl<M: QueueMemory> ActiveRx<M> {
     fn deliver_ready(&mut self, guest_len: usize, statistics: &mut RxStatistics) {
         self.end_patience();
         self.buffers.deliver_ready(guest_len, statistics);
+    }
+
+    pub(crate) fn count_from(&mut self, statistics: &RxStatistics) {
+        self.buffers.count_from(statistics);
+    }
+
+    pub(crate) fn gate(&mut self) -> &mut Gate {
+        &mut self.buffers.gate
+    }
+
+    /// Tells the driver of what it was given, if it wants to hear of it.
+    pub(crate) fn tell(&mut self, statistics: &mut RxStatistics) {
+        self.buffers.tell(&*self.loan.call, statistics);
     }
 
     /// Ends a batch: the driver sees what it was given.
@@ -475,11 +514,6 @@ impl<M: QueueMemory> ActiveRx<M> {
         };
         (otherwise, after)
     }
-}
-
-fn count_filtered(port: &Port, statistics: &mut RxStatistics) {
-    statistics.dropped_filtered += 1;
-    port.count_dropped_receiving(DropReason::Filtered);
 }
 
 impl<M: QueueMemory> fmt::Debug for ActiveRx<M> {

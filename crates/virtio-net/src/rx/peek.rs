@@ -1,11 +1,13 @@
-//! The start of a frame, for the filters to look at.
+//! The start of a frame, and whether the driver wants what begins so.
 
-use net_client::{Frame, copy_from_iov};
+use net_client::{DropReason, Frame, Port, copy_from_iov};
+use virtio::net::HdrGso;
 use virtqueue::QueueMemory;
 
 use crate::buffers::Chains;
 use crate::filter::PEEK;
 use crate::lend::Overflow;
+use crate::statistics::RxStatistics;
 
 /// The first bytes of a frame that is handed over, behind its header.
 pub(super) fn peek_frame<'a>(
@@ -48,4 +50,39 @@ impl<M: QueueMemory> Place<'_, M> {
         }
         start
     }
+}
+
+/// Why a frame is not for the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Its filters keep it out.
+    Filtered,
+    /// It is longer than the MTU that the driver has agreed to, and not to be segmented (virtio 1.4, 5.1.4.1).
+    OverMtu,
+}
+
+impl Refused {
+    pub(super) fn count(self, port: &Port, statistics: &mut RxStatistics) {
+        let (counter, reason) = match self {
+            Self::Filtered => (&mut statistics.dropped_filtered, DropReason::Filtered),
+            Self::OverMtu => (&mut statistics.dropped_over_mtu, DropReason::TooLong),
+        };
+        *counter += 1;
+        port.count_dropped_receiving(reason);
+    }
+}
+
+/// Bytes of the tags in a frame that begins with `start`: they do not count towards its MTU.
+pub(super) fn tags_len(start: &[u8]) -> usize {
+    match start.get(12..14) {
+        Some([0x81, 0x00]) => 4,
+        // Of a service, around another.
+        Some([0x88, 0xa8]) => 8,
+        _ => 0,
+    }
+}
+
+/// Whether a frame with this `gso_type` stands for several that are shorter.
+pub(super) fn is_segmented([gso_type]: [u8; 1]) -> bool {
+    gso_type & !u8::from(HdrGso::Ecn) != u8::from(HdrGso::None)
 }

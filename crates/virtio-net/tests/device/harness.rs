@@ -644,6 +644,31 @@ impl Nic {
         self.bytes(ANSWER, 1)[0]
     }
 
+    /// Sends a command with room for so many bytes in all behind it, and returns those that the device has written.
+    pub(crate) fn command_for(&mut self, bytes: &[u8], room: u32) -> Vec<u8> {
+        let ctrl = self.drivers.len() - 1;
+        self.memory
+            .write_slice(bytes, GuestAddress(COMMAND))
+            .unwrap();
+        let untouched = vec![UNTOUCHED; usize::try_from(room).unwrap() + 1];
+        self.memory
+            .write_slice(&untouched, GuestAddress(ANSWER))
+            .unwrap();
+        let len = u32::try_from(bytes.len()).unwrap();
+        let head = self.drivers[ctrl].add(&[
+            Buffer::readable(COMMAND, len),
+            Buffer::writable(ANSWER, room),
+        ]);
+        self.kick(ctrl);
+        let used = self.used(ctrl);
+        assert_eq!(used.len(), 1, "{bytes:x?}");
+        assert_eq!(used[0].0, u32::from(head));
+        let written = usize::try_from(used[0].1).unwrap();
+        let all = self.bytes(ANSWER, untouched.len());
+        assert!(all[written..].iter().all(|byte| *byte == UNTOUCHED));
+        all[..written].to_vec()
+    }
+
     /// Sends a command as Linux does, and returns the answer.
     pub(crate) fn command(&mut self, bytes: &[u8]) -> u8 {
         self.command_in(bytes, &[2])

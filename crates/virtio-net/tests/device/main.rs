@@ -2,12 +2,15 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 
 mod announce;
+mod coalesce;
 mod ctrl;
 mod filter;
 mod harness;
 mod legacy;
 mod life;
+mod mtu;
 mod pairs;
 mod rss;
 mod rx;
+mod stats;
 mod tx;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use net_client::{DropReason, FrameSource, Port, Read, Token};
 use virtqueue::{Chain, QueueError, QueueMemory};
 
-use super::{ActiveRx, count_filtered};
+use super::ActiveRx;
 use crate::buffers::Chains;
 use crate::statistics::RxStatistics;
 
@@ -125,12 +125,15 @@ impl<M: QueueMemory> ActiveRx<M> {
             }
             Some(guest_len) => {
                 self.expected.learn(guest_len);
-                if self.passes_in_place(Some(&chains), guest_len, room) {
-                    self.end_patience();
-                    self.buffers.deliver(&mut chains, guest_len, statistics);
-                } else {
-                    chains.mark_written(guest_len);
-                    count_filtered(port, statistics);
+                match self.passes_in_place(Some(&chains), guest_len, room) {
+                    Ok(()) => {
+                        self.end_patience();
+                        self.buffers.deliver(&mut chains, guest_len, statistics);
+                    }
+                    Err(refused) => {
+                        chains.mark_written(guest_len);
+                        refused.count(port, statistics);
+                    }
                 }
             }
         }

@@ -1,13 +1,14 @@
 //! The door of frames that are handed over, and copied.
 
-use net_client::{DropReason, Frame, Port, Received};
+use net_client::{DropReason, Frame, Port, Received, copy_from_iov};
 use virtqueue::{QueueError, QueueMemory};
 
-use super::{ActiveRx, BUDGET, count_filtered};
+use super::{ActiveRx, BUDGET};
 use crate::filter::PEEK;
+use crate::header::GSO_TYPE;
 use crate::lend::copy_frame;
 use crate::pair::Layout;
-use crate::rx::peek::peek_frame;
+use crate::rx::peek::{Refused, is_segmented, peek_frame, tags_len};
 use crate::statistics::RxStatistics;
 
 impl<M: QueueMemory> ActiveRx<M> {
@@ -23,8 +24,8 @@ impl<M: QueueMemory> ActiveRx<M> {
             port.count_dropped_receiving(DropReason::Malformed);
             return Ok(Received::Taken);
         };
-        if !self.passes(frame) {
-            count_filtered(port, statistics);
+        if let Err(refused) = self.passes(frame, guest_len) {
+            refused.count(port, statistics);
             return Ok(Received::Taken);
         }
         let mut fits = false;
@@ -74,11 +75,28 @@ impl<M: QueueMemory> ActiveRx<M> {
         Ok(Received::Taken)
     }
 
-    /// Whether the filters let a frame pass that is handed over.
-    fn passes(&mut self, frame: &Frame<'_>) -> bool {
+    /// Whether the driver wants a frame that is handed over.
+    fn passes(&mut self, frame: &Frame<'_>, guest_len: usize) -> Result<(), Refused> {
         let filter = self.filter.look();
+        let over = guest_len > self.layout.longest;
+        if filter.is_open() && !over {
+            return Ok(());
+        }
         let mut start = [0; PEEK];
-        filter.is_open()
-            || filter.passes(peek_frame(frame, self.layout.host_header_len, &mut start))
+        let start = peek_frame(frame, self.layout.host_header_len, &mut start);
+        if !filter.passes(start) {
+            return Err(Refused::Filtered);
+        }
+        let mut gso_type = [0];
+        if self.layout.host_header_len > 0 && self.layout.guest_gso {
+            copy_from_iov(frame.iov, GSO_TYPE, &mut gso_type);
+        }
+        if over
+            && guest_len.saturating_sub(tags_len(start)) > self.layout.longest
+            && !is_segmented(gso_type)
+        {
+            return Err(Refused::OverMtu);
+        }
+        Ok(())
     }
 }
