@@ -514,9 +514,14 @@ impl Rig {
     }
 
     fn reset(&self) {
+        // A guest whose BAR is not decoded, is where the host routes nothing, or has another on top of it,
+        // does not reach the device.
+        const MARK: [u8; 2] = [0x5a, 0xa5];
+        self.set_common(common::QUEUE_SELECT, &MARK);
+        let mut select = [0; 2];
+        (self.pci).bar_read(modern_bar(), common::QUEUE_SELECT, &mut select);
         self.set_common(common::STATUS, &[0]);
-        // A guest whose BAR is not decoded, or is where the host routes nothing, has not reached the device.
-        if self.status() == 0 {
+        if select == MARK {
             self.check_reset();
         }
     }

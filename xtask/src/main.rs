@@ -5,12 +5,14 @@
 //! | `layers` | checks that the arrows between crates point downwards: [`layers`] |
 //! | `fuzz` | runs each fuzz target for some seconds: [`fuzz`] |
 //! | `lines` | checks how long files are, and what in them can panic: [`lines`] |
+//! | `sanitize` | runs tests under AddressSanitizer: [`sanitize`] |
 //! | `guest` | boots stock Linux under the example VMM and tries the NIC from inside: [`guest`] |
 
 mod fuzz;
 mod guest;
 mod layers;
 mod lines;
+mod sanitize;
 
 use std::process::ExitCode;
 
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
     match args.next().as_deref() {
         Some("fuzz") => fuzz::main(args.collect()),
         Some("guest") => guest::main(args.collect()),
+        Some("sanitize") => sanitize::main(args.collect()),
         Some("layers") => answer("layers", layers::check()),
         Some("lines") => answer("lines", lines::check()),
         Some("help" | "-h" | "--help") => {
@@ -53,6 +56,7 @@ chores:
   layers   check that no crate depends on one of its own level or above
   lines    check that no file is too long, and that almost nothing can panic
   fuzz     run each fuzz target for some seconds (cargo xtask fuzz --help)
+  sanitize run tests under AddressSanitizer (cargo xtask sanitize --help)
   guest    boot stock Linux under the example VMM and try the NIC from inside
            (cargo xtask guest --help)
 ";
