@@ -8,16 +8,8 @@ use keyval::Options;
 use crate::address::HostAddress;
 use crate::error::TapError;
 
-/// Options of QEMU's tap that are not built yet; the last switches the kernel's data plane on.
-const NOT_SUPPORTED: [&str; 7] = [
-    "helper",
-    "br",
-    "vhostfd",
-    "vhostfds",
-    "vhostforce",
-    "poll-us",
-    "vhost",
-];
+/// Options of QEMU's tap that are not built yet, whatever their value.
+const NOT_SUPPORTED: [&str; 5] = ["helper", "br", "vhostfd", "vhostfds", "poll-us"];
 
 /// How a tap is made. The default makes an interface under a name that the kernel chooses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,8 +72,10 @@ impl TapConfig {
         if config.queues == Some(0) {
             return Err(TapError::NoQueues.into());
         }
-        if options.get("vhost") == Some("off") {
-            options.take("vhost");
+        for switch in ["vhost", "vhostforce"] {
+            if options.take_bool(switch)? == Some(true) {
+                return Err(TapError::NotSupported(switch).into());
+            }
         }
         match NOT_SUPPORTED
             .into_iter()
@@ -245,6 +239,12 @@ mod tests {
             ),
             ("br=br0", Err("Parameter 'br' is not supported")),
             ("vhost=on", Err("Parameter 'vhost' is not supported")),
+            ("vhost=no,vhostforce=off", Ok(())),
+            ("vhost=x", Err("Parameter 'vhost' expects 'on' or 'off'")),
+            (
+                "vhostforce=y",
+                Err("Parameter 'vhostforce' is not supported"),
+            ),
         ];
         for (text, expected) in table {
             let mut options = Options::parse(text, None);

@@ -194,7 +194,11 @@ mod tests {
 
     #[test]
     fn a_failed_ioctl_names_interface_ioctl_errno_and_a_way_out() {
-        let hint = hint("tap%d", "TUNSETIFF", &io::Error::from_raw_os_error(libc::EPERM));
+        let hint = hint(
+            "tap%d",
+            "TUNSETIFF",
+            &io::Error::from_raw_os_error(libc::EPERM),
+        );
         assert!(hint.contains("dev tap0 mode tap"), "{hint}");
         let table: [(&str, i32, &[&str]); 4] = [
             (
