@@ -37,7 +37,7 @@
 //! ([`VirtQueue::ring`](queue::VirtQueue::ring)): a test that wants to be a bad guest does
 //! not need another driver.
 //!
-//! Not here: legacy and transitional operation, more than one pair of queues.
+//! Not here: more than one pair of queues.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -34,7 +34,7 @@ pub enum Interrupts<'a> {
 pub struct NetConfig<'a> {
     /// Features to take if the device offers them; `VIRTIO_F_VERSION_1` is always taken.
     pub features: F,
-    /// Entries in each queue, at most: a device with fewer gets its way.
+    /// Entries in each queue, at most: a device with fewer gets its way, and a legacy one with any number.
     pub queue_size: u16,
     /// Bytes in each receive buffer, header included. Without `VIRTIO_NET_F_MRG_RXBUF` it must
     /// hold the longest frame that the device may deliver: 1526 bytes, or 65562 with receive
@@ -444,8 +444,12 @@ fn queue<P: Platform, const N: usize>(
     if device == 0 {
         return Err(Error::NoQueue(index));
     }
-    // Split rings want a power of two, whatever the device says is the most.
-    let size = most.min(1 << device.ilog2());
+    let size = if transport.is_legacy() {
+        device
+    } else {
+        // Split rings want a power of two, whatever the device says is the most.
+        most.min(1 << device.ilog2())
+    };
     let platform = transport.platform();
     let mut queue = VirtQueue::new(
         platform,

@@ -3,6 +3,7 @@
 mod bar;
 mod capability;
 mod common;
+mod legacy;
 mod msix;
 mod transport;
 

@@ -128,7 +128,8 @@ impl<const N: usize> VirtQueue<N> {
     /// rings, else split ones. With `VIRTIO_F_EVENT_IDX` notifications are suppressed by index, else
     /// by flag. With `VIRTIO_F_INDIRECT_DESC`, and `indirect` not 0, a chain of 2 up to `indirect`
     /// buffers goes into an indirect table and takes one descriptor. With `VIRTIO_F_IN_ORDER` a device
-    /// may complete several chains by naming the last.
+    /// may complete several chains by naming the last. Without `VIRTIO_F_VERSION_1` it lies as a legacy
+    /// device expects.
     ///
     /// # Errors
     ///
@@ -155,7 +156,11 @@ impl<const N: usize> VirtQueue<N> {
             let ring = PackedRing::allocate(platform, memory, index, size)?;
             (Ring::Packed(ring), Place::START.value())
         } else {
-            let ring = SplitRing::allocate(platform, memory, index, size)?;
+            let ring = if features.contains(F::VERSION_1) {
+                SplitRing::allocate(platform, memory, index, size)?
+            } else {
+                SplitRing::allocate_legacy(platform, memory, index, size)?
+            };
             (Ring::Split(ring), 0)
         };
         let indirect = if features.contains(F::INDIRECT_DESC) && indirect != 0 {

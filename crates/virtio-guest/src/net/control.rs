@@ -5,7 +5,7 @@ use crate::{DmaMemory, DmaRegion, Error, Platform, VirtQueue};
 /// The control queue and the memory for one command (virtio 1.4, 5.1.6.5).
 #[derive(Debug)]
 pub struct ControlQueue {
-    queue: VirtQueue<{ Self::QUEUE_SIZE as usize }>,
+    queue: VirtQueue<{ Self::CAPACITY }>,
     /// Class and command, then data.
     command: DmaRegion,
     acknowledgement: DmaRegion,
@@ -15,11 +15,13 @@ pub struct ControlQueue {
 impl ControlQueue {
     /// Entries: more than the three buffers of one command.
     pub const QUEUE_SIZE: u16 = 16;
+    /// The most entries, where the device does not let a driver choose: a legacy one.
+    pub const CAPACITY: usize = 64;
     /// The most data that a command can carry, in bytes.
     pub const MOST_DATA: u32 = 2048;
 
     pub(super) fn new(
-        queue: VirtQueue<{ Self::QUEUE_SIZE as usize }>,
+        queue: VirtQueue<{ Self::CAPACITY }>,
         memory: &mut DmaMemory,
     ) -> Result<Self, Error> {
         let command = memory.take(2 + Self::MOST_DATA, 2)?;
@@ -89,12 +91,12 @@ impl ControlQueue {
 
     /// The queue.
     #[must_use]
-    pub const fn queue(&self) -> &VirtQueue<{ Self::QUEUE_SIZE as usize }> {
+    pub const fn queue(&self) -> &VirtQueue<{ Self::CAPACITY }> {
         &self.queue
     }
 
     /// The queue, for a test to do with as it likes.
-    pub const fn queue_mut(&mut self) -> &mut VirtQueue<{ Self::QUEUE_SIZE as usize }> {
+    pub const fn queue_mut(&mut self) -> &mut VirtQueue<{ Self::CAPACITY }> {
         &mut self.queue
     }
 }

@@ -8,7 +8,8 @@ use virtio::net::{F, Hdr, HdrF};
 pub type Header = Hdr;
 
 /// How long the header is with these features: 12 bytes, or 20, 24 or 32 with fields for hashes,
-/// tunnels and outer headers.
+/// tunnels and outer headers. Without `VIRTIO_F_VERSION_1` it is 12 bytes only with
+/// `VIRTIO_NET_F_MRG_RXBUF`, else 10.
 #[must_use]
 pub fn header_len(features: F) -> u32 {
     let tunnels = F::HOST_UDP_TUNNEL_GSO | F::GUEST_UDP_TUNNEL_GSO;
@@ -18,8 +19,10 @@ pub fn header_len(features: F) -> u32 {
         24
     } else if features.contains(F::HASH_REPORT) {
         20
-    } else {
+    } else if features.intersects(F::VERSION_1 | F::MRG_RXBUF) {
         BASE_LEN
+    } else {
+        BASE_LEN - 2
     }
 }
 

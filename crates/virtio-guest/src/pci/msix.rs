@@ -113,6 +113,12 @@ impl Msix {
         platform.mmio_read(word, Width::U64) >> (vector % 64) & 1 != 0
     }
 
+    /// Whether MSI-X is on.
+    pub fn is_enabled<P: Platform>(&self, platform: &P) -> bool {
+        let control = u16::from(self.capability) + 2;
+        platform.config_read(self.function, control, Width::U16) & 0x8000 != 0
+    }
+
     /// Turns MSI-X on or off, with or without all vectors masked (message control, bits 15
     /// and 14).
     pub fn set_enabled<P: Platform>(&self, platform: &P, enabled: bool, mask_all: bool) {

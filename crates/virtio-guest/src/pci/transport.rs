@@ -7,7 +7,7 @@ use super::common::COMMON_LENGTH;
 use super::{
     Bar, BarKind, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY,
     Capabilities, Capability, CommonRegister, Msix, MsixMessage, VENDOR_VIRTIO, VirtioCapability,
-    change_command, identity,
+    change_command, identity, legacy,
 };
 use crate::queue::{QueueLayout, VirtQueue};
 use crate::{Error, PciAddress, Platform, Width};
@@ -36,7 +36,7 @@ pub struct InterruptStatus {
     pub config: bool,
 }
 
-/// A modern virtio function on PCI (virtio 1.4, 4.1).
+/// A virtio function on PCI (virtio 1.4, 4.1), through its modern interface or its legacy one.
 ///
 /// Thin on purpose: each method is one register, or one sequence that the specification
 /// prescribes, and none checks that it is called in the right order. What is in order is the
@@ -54,13 +54,16 @@ pub struct VirtioPciTransport<P> {
     window: Option<u8>,
     through_window: bool,
     msix: Option<Msix>,
+    /// The registers in BAR 0 are used, and `common` and `notify` are just those.
+    legacy: bool,
 }
 
 impl<P: Platform> VirtioPciTransport<P> {
     /// Finds the structures of the function at `function`, and lets it decode its BARs and reach
     /// memory. The device's own state is not touched.
     ///
-    /// Of several capabilities of a type the first usable one counts, as the specification asks.
+    /// Of several capabilities of a type the first usable one counts, as the specification asks. A
+    /// function that has none, but a legacy device's id and ports, is used through those.
     ///
     /// # Errors
     ///
@@ -114,6 +117,10 @@ impl<P: Platform> VirtioPciTransport<P> {
             }
         }
 
+        let has_structures = common.is_some() || notify.is_some() || unassigned.is_some();
+        if !has_structures && legacy::find(&platform, function).is_some() {
+            return Self::probe_legacy(platform, function);
+        }
         let missing = |cfg_type| match unassigned {
             Some(bar) => Error::BarUnassigned(bar),
             None => Error::MissingCapability(u8::from(cfg_type)),
@@ -137,7 +144,62 @@ impl<P: Platform> VirtioPciTransport<P> {
             window,
             through_window: false,
             msix,
+            legacy: false,
         })
+    }
+
+    /// As [`probe`](Self::probe), for the legacy interface, whether or not there is another.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotVirtio`] without a legacy interface, [`Error::BarUnassigned`], and
+    /// [`Error::BadCapabilityList`].
+    pub fn probe_legacy(platform: P, function: PciAddress) -> Result<Self, Error> {
+        let bar = legacy::find(&platform, function)
+            .filter(|_| identity(&platform, function).0 == VENDOR_VIRTIO)
+            .ok_or(Error::NotVirtio(function))?;
+        if bar.address == 0 {
+            return Err(Error::BarUnassigned(0));
+        }
+        let mut msix = None;
+        for capability in Capabilities::new(&platform, function) {
+            let capability = capability?;
+            if capability.id == Capability::MSIX {
+                msix = Msix::read(&platform, function, capability).ok();
+            }
+        }
+        change_command(
+            &platform,
+            function,
+            COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER,
+            0,
+        );
+        let registers = Structure {
+            bar: 0,
+            offset: 0,
+            length: u32::MAX,
+            io: true,
+            address: bar.address,
+        };
+        Ok(Self {
+            platform,
+            function,
+            common: registers,
+            notify: registers,
+            notify_off_multiplier: 0,
+            isr: None,
+            device: None,
+            window: None,
+            through_window: false,
+            msix,
+            legacy: true,
+        })
+    }
+
+    /// Whether the legacy interface is used: features end at bit 31, and queues have the size and the
+    /// layout that the device gives them.
+    pub const fn is_legacy(&self) -> bool {
+        self.legacy
     }
 
     /// Sends all further accesses to the device's structures through the window in configuration
@@ -175,10 +237,10 @@ impl<P: Platform> VirtioPciTransport<P> {
         self.write_common(CommonRegister::DeviceStatus, status.bits().into());
     }
 
-    /// All 128 bits that the device offers.
+    /// All 128 bits that the device offers, 32 through the legacy interface.
     pub fn device_features(&mut self) -> F {
         let mut bits = 0;
-        for word in (0..4).rev() {
+        for word in (0..self.feature_words()).rev() {
             self.write_common(CommonRegister::DeviceFeatureSelect, word);
             bits = bits << 32 | u128::from(self.read_common(CommonRegister::DeviceFeature));
         }
@@ -188,7 +250,7 @@ impl<P: Platform> VirtioPciTransport<P> {
     /// Writes all 128 bits that the driver takes, whether or not they were offered.
     pub fn write_driver_features(&mut self, features: F) {
         let bits = features.bits().to_ne();
-        for word in 0..4 {
+        for word in 0..self.feature_words() {
             #[expect(clippy::cast_possible_truncation, reason = "one word of four")]
             let value = (bits >> (word * 32)) as u32;
             self.write_common(CommonRegister::DriverFeatureSelect, word);
@@ -196,8 +258,12 @@ impl<P: Platform> VirtioPciTransport<P> {
         }
     }
 
+    const fn feature_words(&self) -> u32 {
+        if self.legacy { 1 } else { 4 }
+    }
+
     /// Takes what is both offered and wanted, and has the device accept it (virtio 1.4, 3.1.1,
-    /// steps 4 to 6).
+    /// steps 4 to 6). Through the legacy interface a device cannot refuse.
     ///
     /// # Errors
     ///
@@ -205,7 +271,7 @@ impl<P: Platform> VirtioPciTransport<P> {
     /// a feature that it depends on; [`Error::FeaturesRefused`] if the device does not agree.
     pub fn negotiate<T: FeatureBits + Copy>(&mut self, wanted: T) -> Result<T, Error> {
         let offered = self.device_features();
-        if !offered.contains(F::VERSION_1) {
+        if !self.legacy && !offered.contains(F::VERSION_1) {
             return Err(Error::Legacy);
         }
         let wanted: F = wanted.into();
@@ -214,6 +280,9 @@ impl<P: Platform> VirtioPciTransport<P> {
             return Err(Error::Features(accepted.bits().to_ne()));
         }
         self.write_driver_features(accepted.into());
+        if self.legacy {
+            return Ok(accepted);
+        }
         self.add_status(DeviceStatus::FEATURES_OK);
         if !self.status().contains(DeviceStatus::FEATURES_OK) {
             return Err(Error::FeaturesRefused);
@@ -232,9 +301,20 @@ impl<P: Platform> VirtioPciTransport<P> {
     ///
     /// # Errors
     ///
-    /// [`Error::NoQueue`] if its notifications would lie outside of their structure.
+    /// [`Error::NoQueue`] if its notifications would lie outside of their structure;
+    /// [`Error::QueueSize`] if a legacy device has another size for it.
     pub fn enable_queue<const N: usize>(&mut self, queue: &mut VirtQueue<N>) -> Result<(), Error> {
         let layout = queue.layout();
+        if self.legacy {
+            if self.max_queue_size(layout.index) != layout.size {
+                return Err(Error::QueueSize(layout.size));
+            }
+            let page = u32::try_from(layout.desc / legacy::PAGE);
+            let page = page.map_err(|_| Error::NoQueue(layout.index))?;
+            queue.set_notify_offset(legacy::QUEUE_NOTIFY);
+            self.write(self.common, legacy::QUEUE_PFN, Width::U32, page);
+            return Ok(());
+        }
         self.write_queue(layout);
         let unit = self.read_common_u16(CommonRegister::QueueNotifyOff);
         let offset = u32::from(unit)
@@ -347,7 +427,11 @@ impl<P: Platform> VirtioPciTransport<P> {
 
     /// Reads the ISR status, which clears it and lowers the line. Only of use without MSI-X.
     pub fn interrupt_status(&self) -> InterruptStatus {
-        let bits = self.isr.map_or(0, |isr| self.read(isr, 0, Width::U8));
+        let bits = match self.isr {
+            Some(isr) => self.read(isr, 0, Width::U8),
+            None if self.legacy => self.read(self.common, legacy::ISR, Width::U8),
+            None => 0,
+        };
         InterruptStatus {
             queue: bits & 1 != 0,
             config: bits & 2 != 0,
@@ -355,28 +439,54 @@ impl<P: Platform> VirtioPciTransport<P> {
     }
 
     /// Reads the device-specific configuration from `offset` on, byte by byte, again until it did
-    /// not change meanwhile (virtio 1.4, 2.5.3). Bytes past its end are 0.
+    /// not change meanwhile (virtio 1.4, 2.5.3). Bytes past its end are 0. The legacy interface counts no
+    /// changes; there it is read until two reads agree (2.5.5).
     pub fn read_config(&self, offset: u32, data: &mut [u8]) {
         for _ in 0..CONFIG_READS {
             let generation = self.config_generation();
+            let mut agrees = true;
             for (at, byte) in (offset..).zip(data.iter_mut()) {
-                #[expect(clippy::cast_possible_truncation, reason = "read with one byte")]
-                let value = match self.device {
-                    Some(device) if at < device.length => self.read(device, at, Width::U8) as u8,
-                    _ => 0,
-                };
+                let value = self.config_byte(at);
+                agrees &= value == *byte;
                 *byte = value;
             }
-            if self.config_generation() == generation {
+            let is_stable = if self.legacy {
+                agrees
+            } else {
+                self.config_generation() == generation
+            };
+            if is_stable {
                 return;
             }
         }
     }
 
+    fn config_byte(&self, at: u32) -> u8 {
+        #[expect(clippy::cast_possible_truncation, reason = "read with one byte")]
+        match self.device_config() {
+            Some((device, base)) if at < device.length => {
+                self.read(device, base.wrapping_add(at), Width::U8) as u8
+            }
+            _ => 0,
+        }
+    }
+
+    /// The structure that has the device-specific configuration, and where in it.
+    fn device_config(&self) -> Option<(Structure, u32)> {
+        if self.legacy {
+            let msix = self
+                .msix
+                .is_some_and(|msix| msix.is_enabled(&self.platform));
+            Some((self.common, legacy::config_offset(msix)))
+        } else {
+            self.device.map(|device| (device, 0))
+        }
+    }
+
     /// Writes one byte of the device-specific configuration.
     pub fn write_config(&mut self, offset: u32, value: u8) {
-        if let Some(device) = self.device {
-            self.write(device, offset, Width::U8, value.into());
+        if let Some((device, base)) = self.device_config() {
+            self.write(device, base.wrapping_add(offset), Width::U8, value.into());
         }
     }
 
@@ -392,16 +502,25 @@ impl<P: Platform> VirtioPciTransport<P> {
         self.read_common(CommonRegister::ConfigGeneration)
     }
 
-    /// Reads a register of the common configuration.
+    /// Reads a register of the common configuration; 0 where the legacy interface has no such one.
     pub fn read_common(&self, register: CommonRegister) -> u32 {
-        let (offset, width) = register.place();
-        self.read(self.common, offset, width)
+        self.place(register)
+            .map_or(0, |(offset, width)| self.read(self.common, offset, width))
     }
 
-    /// Writes a register of the common configuration.
+    /// Writes a register of the common configuration, if there is one.
     pub fn write_common(&mut self, register: CommonRegister, value: u32) {
-        let (offset, width) = register.place();
-        self.write(self.common, offset, width, value);
+        if let Some((offset, width)) = self.place(register) {
+            self.write(self.common, offset, width, value);
+        }
+    }
+
+    const fn place(&self, register: CommonRegister) -> Option<(u32, Width)> {
+        if self.legacy {
+            legacy::place(register)
+        } else {
+            Some(register.place())
+        }
     }
 
     fn read_common_u16(&self, register: CommonRegister) -> u16 {

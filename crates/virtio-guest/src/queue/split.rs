@@ -58,6 +58,35 @@ impl SplitRing {
         })
     }
 
+    /// Takes zeroed memory for queue `index` in one piece, as the legacy interface has it: it begins with
+    /// a page, and so does the device area in it (virtio 1.4, 2.7.2).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub fn allocate_legacy<P: Platform>(
+        platform: &P,
+        memory: &mut DmaMemory,
+        index: u16,
+        size: u16,
+    ) -> Result<Self, Error> {
+        const PAGE: u32 = 4096;
+        let entries = u32::from(size);
+        let driver = entries * Self::DESCRIPTOR_LEN;
+        let device = (driver + 4 + entries * 2 + 2).next_multiple_of(PAGE);
+        let piece = memory.take(device + 4 + entries * USED_ELEM_LEN + 2, PAGE)?;
+        piece.clear(platform);
+        Ok(Self {
+            layout: QueueLayout {
+                index,
+                size,
+                desc: piece.address,
+                driver: piece.address.wrapping_add(driver.into()),
+                device: piece.address.wrapping_add(device.into()),
+            },
+        })
+    }
+
     /// A ring that lies where `layout` says.
     #[must_use]
     pub const fn at(layout: QueueLayout) -> Self {
