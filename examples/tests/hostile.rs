@@ -1,6 +1,6 @@
 //! A guest that does what it must not while frames are under way: the whole NIC, its own thread and
 //! all, through the machine's registers, with no KVM. What the registers alone must answer is tested
-//! beside them.
+//! beside them. All that guests do, with the tests that there are for it, is in `hostile/README.md`.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

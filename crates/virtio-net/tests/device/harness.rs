@@ -290,8 +290,10 @@ impl NetClient for Peer {
             let state = self.state();
             state.revoking == Revoking::Late
         };
-        let peer = self.me.upgrade().unwrap();
+        // Not the peer itself: it keeps the context, which keeps what was never run.
+        let me = self.me.clone();
         let end = move || {
+            let Some(peer) = me.upgrade() else { return };
             let (kept, reads) = {
                 let mut state = peer.state();
                 (
