@@ -9,6 +9,7 @@ use std::ptr;
 
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
+use crate::error::{Fault, fault};
 use crate::memory::{Translation, mark_dirty};
 use crate::queue::MAX_SEGMENTS;
 use crate::{QueueError, QueueMemory};
@@ -30,17 +31,20 @@ unsafe impl Sync for Segment {}
 
 impl Segment {
     /// Guest-physical address of its first byte.
+    #[inline]
     pub fn address(&self) -> GuestAddress {
         self.address
     }
 
     /// Where it is in this process. Valid for as long as the [`Chain`] that it is of is neither
     /// dropped nor popped into again; the guest may change the bytes at any time.
+    #[inline]
     pub fn ptr(&self) -> *mut u8 {
         self.ptr
     }
 
     /// How many bytes.
+    #[inline]
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
         self.len
@@ -129,26 +133,31 @@ impl<M: QueueMemory> Chain<M> {
 
     /// What names the chain on the used ring. Split: the first of its descriptors. Packed: its buffer id.
     /// Less than the queue's size, and no other chain's that is in flight.
+    #[inline]
     pub fn head(&self) -> u16 {
         self.head
     }
 
     /// What the device may read, in order.
+    #[inline]
     pub fn readable(&self) -> &[Segment] {
         &self.readable
     }
 
     /// What the device may write, in order.
+    #[inline]
     pub fn writable(&self) -> &[Segment] {
         &self.writable
     }
 
     /// Bytes in [`readable`](Self::readable).
+    #[inline]
     pub fn readable_len(&self) -> usize {
         self.readable_len
     }
 
     /// Bytes in [`writable`](Self::writable).
+    #[inline]
     pub fn writable_len(&self) -> usize {
         self.writable_len
     }
@@ -156,6 +165,7 @@ impl<M: QueueMemory> Chain<M> {
     /// Its place in the order in which chains were made available: counts on by one for each, and wraps at 2^16.
     /// The chain popped next will have [`VirtQueue::next_position`](crate::VirtQueue::next_position), so of
     /// two chains in flight the older is the one that is farther from it.
+    #[inline]
     pub fn position(&self) -> u16 {
         self.position
     }
@@ -177,6 +187,7 @@ impl<M: QueueMemory> Chain<M> {
         self.head = head;
     }
 
+    #[inline]
     pub(crate) fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
@@ -185,7 +196,7 @@ impl<M: QueueMemory> Chain<M> {
     }
 
     /// Appends one descriptor's buffer, which is in `map`, the snapshot that the chain was begun with.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn add(
         &mut self,
         map: &M::M,
@@ -193,21 +204,23 @@ impl<M: QueueMemory> Chain<M> {
         address: u64,
         len: u32,
         writable: bool,
-    ) -> Result<(), QueueError> {
+    ) -> Result<(), Fault> {
         let (list, total) = if writable {
             (&mut self.writable, &mut self.writable_len)
         } else if self.writable.is_empty() {
             (&mut self.readable, &mut self.readable_len)
         } else {
-            return Err(QueueError::ReadableAfterWritable);
+            return Err(fault(QueueError::ReadableAfterWritable));
         };
         if len == 0 {
-            return Err(QueueError::ZeroLength);
+            return Err(fault(QueueError::ZeroLength));
         }
         let address = GuestAddress(address);
-        let count = usize::try_from(len).map_err(|_| QueueError::Memory { address, len })?;
+        let count = usize::try_from(len).map_err(|_| fault(QueueError::Memory { address, len }))?;
         match translation.find(map, address.0, len) {
-            Some(_) if list.len() >= MAX_SEGMENTS => return Err(QueueError::TooLong(self.head)),
+            Some(_) if list.len() >= MAX_SEGMENTS => {
+                return Err(fault(QueueError::TooLong(self.head)));
+            }
             Some(ptr) => list.push(Segment {
                 address,
                 ptr,
@@ -245,6 +258,7 @@ impl<M: QueueMemory> fmt::Debug for Chain<M> {
 
 /// Appends a buffer that is not all in one region, as the pieces that it is in.
 #[cold]
+#[inline(never)]
 fn add_pieces<G: GuestMemory>(
     map: &G,
     list: &mut Vec<Segment>,
@@ -252,13 +266,13 @@ fn add_pieces<G: GuestMemory>(
     address: GuestAddress,
     len: u32,
     writable: bool,
-) -> Result<(), QueueError> {
+) -> Result<(), Fault> {
     let access = if writable {
         Permissions::Write
     } else {
         Permissions::Read
     };
-    let unmapped = || QueueError::Memory { address, len };
+    let unmapped = || fault(QueueError::Memory { address, len });
     // The last byte has an address; with that, no address of a part of it can overflow.
     address
         .0
@@ -272,7 +286,7 @@ fn add_pieces<G: GuestMemory>(
     {
         let slice = slice.map_err(|_| unmapped())?;
         if list.len() >= MAX_SEGMENTS {
-            return Err(QueueError::TooLong(head));
+            return Err(fault(QueueError::TooLong(head)));
         }
         list.push(Segment {
             address: at,

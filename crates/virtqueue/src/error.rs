@@ -118,3 +118,14 @@ pub enum QueueError {
     #[error("head {0} is not in flight")]
     NotInFlight(u16),
 }
+
+/// An error on its way out of the hot path: one word, so that what succeeds is not slowed down by the room that an
+/// error takes. A queue has one in its life.
+pub(crate) type Fault = Box<QueueError>;
+
+/// Boxes what has gone wrong, out of the way of what goes right.
+#[cold]
+#[inline(never)]
+pub(crate) fn fault(error: QueueError) -> Fault {
+    Box::new(error)
+}

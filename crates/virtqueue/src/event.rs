@@ -3,6 +3,7 @@
 /// Whether moving an index from `old` to `new` passed entry `event` (virtio 1.4, 2.7.7.1): the
 /// event is one of `old .. new`, all three being free-running and wrapping.
 #[doc(alias = "vring_need_event")]
+#[inline]
 pub(crate) fn need_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }

@@ -11,6 +11,7 @@ use vm_memory::{
 };
 
 use crate::QueueError;
+use crate::error::{Fault, fault};
 
 /// Guest memory that a queue can work on: any [`GuestAddressSpace`] that, with its snapshots, may
 /// move to the thread of the data path.
@@ -52,7 +53,7 @@ impl Translation {
 
     /// The host's address of `len` bytes of guest memory if all of them lie in one region.
     /// `map` is the same each time, until all is forgotten.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find<G: GuestMemory>(
         &mut self,
         map: &G,
@@ -65,7 +66,7 @@ impl Translation {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn known(&self, address: u64, len: u32) -> Option<*mut u8> {
         let offset = address.wrapping_sub(self.start);
         // An address below the region gives an offset past any region's end, as no region is so long
@@ -80,6 +81,7 @@ impl Translation {
     }
 
     #[cold]
+    #[inline(never)]
     fn learn<G: GuestMemory>(&mut self, map: &G, address: u64) {
         let found = map.physical_memory().and_then(|memory| {
             let region = memory.find_region(GuestAddress(address))?;
@@ -130,16 +132,19 @@ impl Raw {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn len(self) -> u32 {
         self.rest as u32
     }
 
     /// Split: flags. Packed: buffer id.
+    #[inline(always)]
     pub(crate) fn third(self) -> u16 {
         (self.rest >> 32) as u16
     }
 
     /// Split: next. Packed: flags.
+    #[inline(always)]
     pub(crate) fn fourth(self) -> u16 {
         (self.rest >> 48) as u16
     }
@@ -165,9 +170,9 @@ impl<'a, G: GuestMemory> Table<'a, G> {
         translation: &mut Translation,
         address: u64,
         len: u32,
-    ) -> Result<Self, QueueError> {
+    ) -> Result<Self, Fault> {
         if len == 0 || !len.is_multiple_of(16) {
-            return Err(QueueError::IndirectLength(len));
+            return Err(fault(QueueError::IndirectLength(len)));
         }
         let host = translation
             .find(map, address, len)
@@ -180,13 +185,14 @@ impl<'a, G: GuestMemory> Table<'a, G> {
         })
     }
 
+    #[inline]
     pub(crate) fn entries(&self) -> u32 {
         self.entries
     }
 
     /// Descriptor `index`, which is one of the table.
     #[inline]
-    pub(crate) fn entry(&self, index: u32) -> Result<Raw, QueueError> {
+    pub(crate) fn entry(&self, index: u32) -> Result<Raw, Fault> {
         debug_assert!(index < self.entries);
         let offset = u64::from(index) * Raw::SIZE as u64;
         match self.host {
@@ -207,10 +213,12 @@ impl<'a, G: GuestMemory> Table<'a, G> {
 
     /// As [`entry`](Self::entry) for a table that lies anywhere and across regions.
     #[cold]
-    fn entry_anywhere(&self, offset: u64) -> Result<Raw, QueueError> {
-        let unmapped = || QueueError::Memory {
-            address: GuestAddress(self.address),
-            len: self.entries.saturating_mul(16),
+    fn entry_anywhere(&self, offset: u64) -> Result<Raw, Fault> {
+        let unmapped = || {
+            fault(QueueError::Memory {
+                address: GuestAddress(self.address),
+                len: self.entries.saturating_mul(16),
+            })
         };
         let address = self.address.checked_add(offset).ok_or_else(unmapped)?;
         let [address, rest] = self

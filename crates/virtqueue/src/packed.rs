@@ -8,7 +8,8 @@ use virtio::F;
 use virtio::virtq::DescF;
 use vm_memory::GuestMemory;
 
-use crate::memory::{Raw, Table};
+use crate::error::{Fault, fault};
+use crate::memory::{Raw, Table, Translation};
 use crate::queue::Taking;
 use crate::{Chain, QueueConfig, QueueError, QueueMemory, QueueState};
 use ring::PackedRing;
@@ -155,7 +156,7 @@ impl PackedQueue {
         &mut self,
         mut taking: Taking<'_, M>,
         chain: &mut Chain<M>,
-    ) -> Result<Option<u16>, QueueError> {
+    ) -> Result<Option<u16>, Fault> {
         let first = self.ring.descriptor(self.next_avail.offset());
         self.drained = first.fourth() & (AVAIL | USED) != self.next_avail.available();
         if self.drained {
@@ -163,17 +164,31 @@ impl PackedQueue {
         }
         // Until the buffer id is known, at the end of the chain, it goes by its first descriptor.
         chain.begin(self.next_avail.offset(), self.popped, taking.map);
-        let (id, count) = if first.fourth() & INDIRECT != 0 {
+        if self.room == 0 {
+            return Err(fault(QueueError::Overrun(self.next_avail.offset())));
+        }
+        let flags = first.fourth();
+        let (id, count) = if flags & (NEXT | INDIRECT) == 0 {
+            // What most chains of small frames are.
+            chain.add(
+                taking.map,
+                taking.translation,
+                first.address,
+                first.len(),
+                flags & WRITE != 0,
+            )?;
+            (first.third(), 1)
+        } else if flags & INDIRECT != 0 {
             (self.take_indirect(&mut taking, first, chain)?, 1)
         } else {
             self.take_direct(taking.map, taking.translation, first, chain)?
         };
         let size = self.size;
         let Some(taken) = taking.in_flight.get_mut(usize::from(id)) else {
-            return Err(QueueError::Head { head: id, size });
+            return Err(fault(QueueError::Head { head: id, size }));
         };
         if *taken != 0 {
-            return Err(QueueError::HeadInFlight(id));
+            return Err(fault(QueueError::HeadInFlight(id)));
         }
         *taken = count;
         chain.set_head(id);
@@ -296,14 +311,13 @@ impl PackedQueue {
 
     /// Follows a chain of the ring's own descriptors, in consecutive slots (virtio 1.4, 2.8.6). The answer is its
     /// buffer id, which the last of them has, and how many they are.
-    #[inline]
     fn take_direct<M: QueueMemory>(
         &self,
         map: &M::T,
-        translation: &mut crate::memory::Translation,
+        translation: &mut Translation,
         first: Raw,
         chain: &mut Chain<M>,
-    ) -> Result<(u16, u16), QueueError> {
+    ) -> Result<(u16, u16), Fault> {
         let mut place = self.next_avail;
         let mut descriptor = first;
         let mut count = 0;
@@ -311,11 +325,11 @@ impl PackedQueue {
             let flags = descriptor.fourth();
             // All of the list must be in what the driver may write to, and it was made available last to first.
             if count == self.room {
-                return Err(QueueError::Overrun(place.offset()));
+                return Err(fault(QueueError::Overrun(place.offset())));
             } else if flags & (AVAIL | USED) != place.available() {
-                return Err(QueueError::NotAvailable(place.offset()));
+                return Err(fault(QueueError::NotAvailable(place.offset())));
             } else if flags & INDIRECT != 0 {
-                return Err(QueueError::IndirectNext);
+                return Err(fault(QueueError::IndirectNext));
             }
             count += 1;
             chain.add(
@@ -335,19 +349,16 @@ impl PackedQueue {
 
     /// Follows a descriptor that refers to a table, all of whose entries are the chain (virtio 1.4, 2.8.7). The
     /// answer is its buffer id.
-    #[inline]
     fn take_indirect<M: QueueMemory>(
         &self,
         taking: &mut Taking<'_, M>,
         descriptor: Raw,
         chain: &mut Chain<M>,
-    ) -> Result<u16, QueueError> {
+    ) -> Result<u16, Fault> {
         if !taking.indirect {
-            return Err(QueueError::IndirectNotNegotiated);
+            return Err(fault(QueueError::IndirectNotNegotiated));
         } else if descriptor.fourth() & NEXT != 0 {
-            return Err(QueueError::IndirectNext);
-        } else if self.room == 0 {
-            return Err(QueueError::Overrun(self.next_avail.offset()));
+            return Err(fault(QueueError::IndirectNext));
         }
         let map = &**taking.map;
         let table = Table::new(

@@ -5,6 +5,7 @@ use std::ptr;
 
 use virtio::F;
 
+use crate::error::Fault;
 use crate::in_order::InOrder;
 use crate::memory::Translation;
 use crate::packed::PackedQueue;
@@ -93,16 +94,19 @@ impl<M: QueueMemory> VirtQueue<M> {
     /// When what the driver wrote makes no sense. The queue is broken from then on: each further
     /// call is [`QueueError::Broken`], and the device asks for a reset.
     #[doc(alias = "virtqueue_pop")]
+    #[inline]
     pub fn pop(&mut self, chain: &mut Chain<M>) -> Result<bool, QueueError> {
         if self.broken {
             return Err(QueueError::Broken);
         }
-        let popped = self.try_pop(chain);
-        if popped.is_err() {
-            self.broken = true;
-            chain.clear();
+        match self.try_pop(chain) {
+            Ok(popped) => Ok(popped),
+            Err(fault) => {
+                self.broken = true;
+                chain.clear();
+                Err(*fault)
+            }
         }
-        popped
     }
 
     /// Gives back the chain that was popped last, as if it had not been. `false`, and nothing done,
@@ -187,7 +191,7 @@ impl<M: QueueMemory> VirtQueue<M> {
             Ring::Packed(packed) => Ok(packed.enable_notifications(&*self.map)),
         };
         self.broken |= more.is_err();
-        more
+        more.map_err(|fault| *fault)
     }
 
     /// Where the queue stands: what it takes to go on elsewhere. Staged elements are not in it, and
@@ -230,7 +234,7 @@ impl<M: QueueMemory> VirtQueue<M> {
     }
 
     #[inline]
-    fn try_pop(&mut self, chain: &mut Chain<M>) -> Result<bool, QueueError> {
+    fn try_pop(&mut self, chain: &mut Chain<M>) -> Result<bool, Fault> {
         if self.ring.is_drained() {
             self.follow_map()?;
         }
@@ -256,8 +260,8 @@ impl<M: QueueMemory> VirtQueue<M> {
     }
 
     /// Takes a new snapshot if the map of guest memory has changed.
-    #[inline]
-    fn follow_map(&mut self) -> Result<(), QueueError> {
+    #[inline(never)]
+    fn follow_map(&mut self) -> Result<(), Fault> {
         let now = self.memory.memory();
         // `self.map` is alive, so a new snapshot cannot have its address.
         if !ptr::eq(&*now, &*self.map) {

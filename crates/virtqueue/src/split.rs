@@ -9,8 +9,9 @@ use virtio::virtq::DescF;
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemory};
 
+use crate::error::{Fault, fault};
 use crate::event::need_event;
-use crate::memory::{Raw, Table};
+use crate::memory::{Raw, Table, Translation};
 use crate::queue::Taking;
 use crate::{Chain, NOTIFY_ON_EMPTY, QueueConfig, QueueError, QueueMemory, QueueState};
 use rings::SplitRings;
@@ -83,27 +84,39 @@ impl SplitQueue {
         &mut self,
         taking: Taking<'_, M>,
         chain: &mut Chain<M>,
-    ) -> Result<Option<u16>, QueueError> {
+    ) -> Result<Option<u16>, Fault> {
         if self.is_drained() && !self.look()? {
             return Ok(None);
         }
         let head = self.rings.avail_entry(self.next_avail);
         let size = self.size;
         let Some(taken) = taking.in_flight.get_mut(usize::from(head)) else {
-            return Err(QueueError::Head { head, size });
+            return Err(fault(QueueError::Head { head, size }));
         };
         if *taken != 0 {
-            return Err(QueueError::HeadInFlight(head));
+            return Err(fault(QueueError::HeadInFlight(head)));
         }
         chain.begin(head, self.next_avail, taking.map);
-        walk(
-            &self.rings,
-            size,
-            taking.indirect,
-            &**taking.map,
-            taking.translation,
-            chain,
-        )?;
+        let descriptor = self.rings.descriptor(head);
+        let flags = descriptor.third();
+        let map = &**taking.map;
+        if flags & (NEXT | INDIRECT) == 0 {
+            // What most chains of small frames are.
+            chain.add(
+                map,
+                taking.translation,
+                descriptor.address,
+                descriptor.len(),
+                flags & WRITE != 0,
+            )?;
+        } else {
+            let walk = Walk {
+                map,
+                translation: taking.translation,
+                indirect: taking.indirect,
+            };
+            walk.ring(&self.rings, size, descriptor, chain)?;
+        }
         *taken = 1;
         self.next_avail = self.next_avail.wrapping_add(1);
         Ok(Some(head))
@@ -169,10 +182,7 @@ impl SplitQueue {
         }
     }
 
-    pub(crate) fn enable_notifications<G: GuestMemory>(
-        &mut self,
-        map: &G,
-    ) -> Result<bool, QueueError> {
+    pub(crate) fn enable_notifications<G: GuestMemory>(&mut self, map: &G) -> Result<bool, Fault> {
         if self.event_idx {
             self.rings.set_avail_event(self.next_avail);
         } else {
@@ -203,80 +213,109 @@ impl SplitQueue {
     }
 
     /// Loads the driver's index. Whether there is something to take.
-    fn look(&mut self) -> Result<bool, QueueError> {
+    #[inline]
+    fn look(&mut self) -> Result<bool, Fault> {
         let index = self.rings.avail_idx();
         if index.wrapping_sub(self.next_avail) > self.size {
-            return Err(QueueError::AvailIndex {
+            return Err(fault(QueueError::AvailIndex {
                 from: self.next_avail,
                 to: index,
                 size: self.size,
-            });
+            }));
         }
         self.seen_avail = index;
         Ok(index != self.next_avail)
     }
 }
 
-/// Follows the descriptors of `chain`'s head (virtio 1.4, 2.7.5). A chain may begin with descriptors
-/// of the ring's table and end with one that refers to an indirect table (2.7.5.3.2).
-#[inline]
-fn walk<M: QueueMemory>(
-    rings: &SplitRings,
-    size: u16,
+/// Follows the descriptors of a chain of more than one (virtio 1.4, 2.7.5).
+struct Walk<'a, G> {
+    map: &'a G,
+    translation: &'a mut Translation,
+    /// `VIRTIO_F_INDIRECT_DESC` was negotiated.
     indirect: bool,
-    map: &M::M,
-    translation: &mut crate::memory::Translation,
-    chain: &mut Chain<M>,
-) -> Result<(), QueueError> {
-    let head = chain.head();
-    let mut table: Option<Table<'_, M::M>> = None;
-    let mut entries = u32::from(size);
-    let mut index = head;
-    let mut steps = 0;
-    loop {
-        // The table has this many descriptors, so a longer way through it is a loop. (Of one in a huge
-        // indirect table each turn adds a segment, of which there can be `MAX_SEGMENTS`.)
-        if steps == entries {
-            return Err(QueueError::TooLong(head));
-        }
-        steps += 1;
-        let descriptor: Raw = match &table {
-            None => rings.descriptor(index),
-            Some(table) => table.entry(index.into())?,
-        };
-        let flags = descriptor.third();
-        if flags & INDIRECT != 0 {
-            if table.is_some() {
-                return Err(QueueError::IndirectNested);
-            } else if !indirect {
-                return Err(QueueError::IndirectNotNegotiated);
-            } else if flags & NEXT != 0 {
-                return Err(QueueError::IndirectNext);
+}
+
+impl<G: GuestMemory> Walk<'_, G> {
+    /// Begins with a descriptor of the ring's table of `size`. Such a chain may end with one that refers to an
+    /// indirect table (2.7.5.3.2).
+    fn ring<M: QueueMemory<M = G>>(
+        mut self,
+        rings: &SplitRings,
+        size: u16,
+        head: Raw,
+        chain: &mut Chain<M>,
+    ) -> Result<(), Fault> {
+        let mut descriptor = head;
+        // The table has this many descriptors, so a longer way through it is a loop.
+        for _ in 0..size {
+            if descriptor.third() & INDIRECT != 0 {
+                return self.table(descriptor, chain);
             }
-            let found = Table::new(map, translation, descriptor.address, descriptor.len())?;
-            entries = found.entries();
-            table = Some(found);
-            index = 0;
-            steps = 0;
-            continue;
+            let Some(next) = self.step(descriptor, size.into(), chain)? else {
+                return Ok(());
+            };
+            descriptor = rings.descriptor(next);
         }
+        Err(fault(QueueError::TooLong(chain.head())))
+    }
+
+    /// Goes on in the table that a descriptor refers to.
+    fn table<M: QueueMemory<M = G>>(
+        &mut self,
+        referring: Raw,
+        chain: &mut Chain<M>,
+    ) -> Result<(), Fault> {
+        if !self.indirect {
+            return Err(fault(QueueError::IndirectNotNegotiated));
+        } else if referring.third() & NEXT != 0 {
+            return Err(fault(QueueError::IndirectNext));
+        }
+        let table = Table::new(
+            self.map,
+            self.translation,
+            referring.address,
+            referring.len(),
+        )?;
+        let mut index = 0;
+        // As above; of a loop in a huge table each turn adds a segment, of which there can be `MAX_SEGMENTS`.
+        for _ in 0..table.entries() {
+            let descriptor = table.entry(index)?;
+            if descriptor.third() & INDIRECT != 0 {
+                return Err(fault(QueueError::IndirectNested));
+            }
+            let Some(next) = self.step(descriptor, table.entries(), chain)? else {
+                return Ok(());
+            };
+            index = next.into();
+        }
+        Err(fault(QueueError::TooLong(chain.head())))
+    }
+
+    /// Adds a descriptor's buffer; the answer is the next one in its table of so many entries.
+    #[inline]
+    fn step<M: QueueMemory<M = G>>(
+        &mut self,
+        descriptor: Raw,
+        entries: u32,
+        chain: &mut Chain<M>,
+    ) -> Result<Option<u16>, Fault> {
+        let flags = descriptor.third();
         chain.add(
-            map,
-            translation,
+            self.map,
+            self.translation,
             descriptor.address,
             descriptor.len(),
             flags & WRITE != 0,
         )?;
         if flags & NEXT == 0 {
-            return Ok(());
+            return Ok(None);
         }
-        index = descriptor.fourth();
-        if u32::from(index) >= entries {
-            return Err(QueueError::Next {
-                next: index,
-                entries,
-            });
+        let next = descriptor.fourth();
+        if u32::from(next) >= entries {
+            return Err(fault(QueueError::Next { next, entries }));
         }
+        Ok(Some(next))
     }
 }
 

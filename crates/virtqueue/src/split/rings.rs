@@ -76,6 +76,7 @@ impl SplitRings {
     }
 
     /// The driver's index: one past the last entry that it has made available.
+    #[inline]
     pub(crate) fn avail_idx(&self) -> u16 {
         // Acquire: pairs with the driver's write barrier before it stored the index, so that the
         // entries and descriptors that the index covers are seen as they were when it was stored.
@@ -83,6 +84,7 @@ impl SplitRings {
     }
 
     /// Entry `index` (free-running) of the available ring. Ordered by the load of the index.
+    #[inline]
     pub(crate) fn avail_entry(&self, index: u16) -> u16 {
         let slot = usize::from(index & self.mask);
         u16::from_le(
@@ -93,18 +95,21 @@ impl SplitRings {
 
     /// Whether the driver asks for no used buffer notifications. Advice, so relaxed; the caller has
     /// fenced it from its publication.
+    #[inline]
     pub(crate) fn no_interrupt(&self) -> bool {
         let flags = u16::from_le(self.avail_u16(FLAGS).load(Ordering::Relaxed));
         flags & NO_INTERRUPT != 0
     }
 
     /// The used index whose passing the driver wants to hear of.
+    #[inline]
     pub(crate) fn used_event(&self) -> u16 {
         let at = RING + AVAIL_ENTRY * self.size();
         u16::from_le(self.avail_u16(at).load(Ordering::Relaxed))
     }
 
     /// Descriptor `index` of the table; masked, though callers have checked it.
+    #[inline]
     pub(crate) fn descriptor(&self, index: u16) -> Raw {
         let slot = usize::from(index & self.mask);
         // SAFETY: the table has `mask + 1` descriptors of 16 bytes; an offset inside of it.
@@ -119,6 +124,7 @@ impl SplitRings {
 
     /// Writes element `index` (free-running) of the used ring; the driver looks at it only once the
     /// used index has passed it, so the stores are relaxed.
+    #[inline]
     pub(crate) fn write_used(&self, index: u16, head: u16, len: u32) {
         let slot = usize::from(index & self.mask);
         let at = RING + USED_ELEMENT * slot;
@@ -128,6 +134,7 @@ impl SplitRings {
     }
 
     /// Publishes all elements before `index`.
+    #[inline]
     pub(crate) fn set_used_idx(&self, index: u16) {
         // Release: the elements, and the buffers they name, are visible before the index is. (What the
         // kernel wrote into the buffers happened before it returned to this thread.)
@@ -136,12 +143,14 @@ impl SplitRings {
 
     /// Asks the driver to notify, or not to. Advice, so relaxed; a full fence
     /// follows where a look at the available index does.
+    #[inline]
     pub(crate) fn set_no_notify(&self, no_notify: bool) {
         let flags = if no_notify { NO_NOTIFY } else { 0 };
         self.used_u16(FLAGS).store(flags.to_le(), Ordering::Relaxed);
     }
 
     /// Asks the driver to notify when it passes available entry `index`. Relaxed, as above.
+    #[inline]
     pub(crate) fn set_avail_event(&self, index: u16) {
         let at = RING + USED_ELEMENT * self.size();
         self.used_u16(at).store(index.to_le(), Ordering::Relaxed);
@@ -149,6 +158,7 @@ impl SplitRings {
 
     /// Marks dirty what [`write_used`](Self::write_used) and [`set_used_idx`](Self::set_used_idx) have
     /// written for `count` elements from `index` on.
+    #[inline]
     pub(crate) fn mark_used<G: GuestMemory>(&self, map: &G, index: u16, count: u16) {
         let first = usize::from(index & self.mask);
         let count = usize::from(count).min(self.size());
@@ -160,6 +170,7 @@ impl SplitRings {
 
     /// Marks dirty what [`set_no_notify`](Self::set_no_notify) and
     /// [`set_avail_event`](Self::set_avail_event) have written.
+    #[inline]
     pub(crate) fn mark_suppression<G: GuestMemory>(&self, map: &G) {
         self.mark(map, FLAGS, RING);
         self.mark(map, RING + USED_ELEMENT * self.size(), 2);
@@ -170,10 +181,12 @@ impl SplitRings {
         mark_dirty(map, GuestAddress(self.used_address.0 + offset as u64), len);
     }
 
+    #[inline]
     fn size(&self) -> usize {
         usize::from(self.mask) + 1
     }
 
+    #[inline]
     fn avail_u16(&self, offset: usize) -> &AtomicU16 {
         debug_assert!(offset.is_multiple_of(2) && offset <= RING + AVAIL_ENTRY * self.size());
         // SAFETY: callers' offsets are those of the layout, with masked slots: inside of the ring.
@@ -183,6 +196,7 @@ impl SplitRings {
         unsafe { AtomicU16::from_ptr(at) }
     }
 
+    #[inline]
     fn used_u16(&self, offset: usize) -> &AtomicU16 {
         debug_assert!(offset.is_multiple_of(2) && offset <= RING + USED_ELEMENT * self.size());
         // SAFETY: as in `avail_u16`.
@@ -191,6 +205,7 @@ impl SplitRings {
         unsafe { AtomicU16::from_ptr(at) }
     }
 
+    #[inline]
     fn used_u32(&self, offset: usize) -> &AtomicU32 {
         debug_assert!(offset.is_multiple_of(4) && offset < RING + USED_ELEMENT * self.size());
         // SAFETY: as in `avail_u16`.
