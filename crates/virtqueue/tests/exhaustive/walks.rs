@@ -11,6 +11,8 @@ const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 /// Indirect tables, and one that ends past memory.
 const TABLE: u64 = 0x1000;
+/// One that only a table leads to.
+const INNER_TABLE: u64 = 0x1100;
 const LAST_TABLE: u64 = RAM - 16;
 const DATA: u64 = 0x2000;
 
@@ -53,7 +55,9 @@ impl Author<'_> {
     /// Any flags; of the rest, all that matters with them.
     fn write(&mut self, in_table: bool) -> Desc {
         let flags: u16 = self.tape.choose(&[0, 1, 2, 3, 4, 5, 6, 7]);
-        let (addr, len) = if flags & INDIRECT != 0 && !in_table {
+        let (addr, len) = if flags & INDIRECT != 0 && in_table {
+            (INNER_TABLE, 16)
+        } else if flags & INDIRECT != 0 {
             self.tape.choose(&[
                 (TABLE, 32),
                 (TABLE, 16),
@@ -198,6 +202,7 @@ fn a_chain_is_what_the_specification_says_or_an_error_for_every_small_table() {
                     for index in 0..2 {
                         rings.set_desc_at(TABLE + 16 * index, PLAIN);
                     }
+                    rings.set_desc_at(INNER_TABLE, PLAIN);
                     for index in 0..size {
                         rings.set_desc(index, PLAIN);
                     }
@@ -220,6 +225,23 @@ fn a_chain_is_what_the_specification_says_or_an_error_for_every_small_table() {
                 });
                 assert!(good > 0 && bad > good, "{good} chains, {bad} errors");
             }
+        }
+    }
+}
+
+#[test]
+fn of_all_heads_those_of_the_table_are_chains_and_the_others_errors() {
+    for size in [1, 2, 4] {
+        let rings = Rings::new(size);
+        for index in 0..size {
+            rings.set_desc(index, PLAIN);
+        }
+        rings.set_avail_idx(1);
+        for head in 0..=u16::MAX {
+            rings.set_avail_entry(0, head);
+            let expected = (head < size).then(|| vec![(PLAIN.addr, PLAIN.len, false)]);
+            rings.set_used_idx(0);
+            check(&rings, &mut rings.queue(F::VERSION_1, 0), head, expected);
         }
     }
 }
