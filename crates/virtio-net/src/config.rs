@@ -4,9 +4,9 @@ use std::str::FromStr;
 
 use virtio::net::{F as NetF, S};
 
-use crate::VirtioNetError;
 use crate::filter::Mac;
 use crate::hash::{KEY_LEN, MAX_TABLE, supported_types};
+use crate::{RateLimit, VirtioNetError};
 
 /// How a NIC is made. Each field is the property of QEMU's `virtio-net-pci` of the same name, with `_`
 /// for `-`; the defaults are QEMU's.
@@ -87,6 +87,13 @@ pub struct VirtioNetConfig {
     pub device_stats: bool,
     /// The driver may say how long headers of large frames are, exactly.
     pub guest_hdrlen: bool,
+    /// Frames that the driver sends have the NIC's own address as their source, or are dropped; and the driver may not
+    /// change that address.
+    pub anti_spoof: bool,
+    /// How fast frames are given to the driver.
+    pub rx_limit: RateLimit,
+    /// How fast frames are taken from the driver.
+    pub tx_limit: RateLimit,
     /// The driver may pair the NIC with another of the same address that it prefers.
     pub failover: bool,
     /// The driver may be asked to announce itself on the link ([`announce_self`](crate::VirtioNet::announce_self)).
@@ -164,6 +171,9 @@ impl Default for VirtioNetConfig {
             vq_notf_coal: true,
             device_stats: true,
             guest_hdrlen: true,
+            anti_spoof: false,
+            rx_limit: RateLimit::default(),
+            tx_limit: RateLimit::default(),
             failover: false,
             guest_announce: true,
             ctrl_guest_offloads: true,

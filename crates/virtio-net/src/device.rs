@@ -13,7 +13,6 @@ use virtio_bus::{
 };
 use virtqueue::{QueueIndex, QueueMemory, VirtQueue};
 
-use crate::VirtioNetConfig;
 use crate::announce::{AnnounceParameters, Announcer};
 use crate::config::ConfigSpace;
 use crate::ctrl::Ctrl;
@@ -25,6 +24,7 @@ use crate::pair::{Pair, set_offloads, set_queue_pairs};
 use crate::role::{Role, role};
 use crate::shared::{Shared, lock};
 use crate::statistics::{CtrlStatistics, RxStatistics, TxStatistics};
+use crate::{FeatureReport, RateLimit, VirtioNetConfig, Withheld};
 
 /// Entries of the control queue, as QEMU has it.
 const CTRL_QUEUE_SIZE: u16 = 64;
@@ -35,6 +35,7 @@ const CTRL_QUEUE_SIZE: u16 = 64;
 #[doc(alias = "VirtIONet")]
 pub struct VirtioNet<M: QueueMemory> {
     offered: F,
+    withheld: Vec<(F, Withheld)>,
     config_space: ConfigSpace,
     /// What the NIC's address is at reset.
     mac: Mac,
@@ -80,7 +81,8 @@ impl<M: QueueMemory> VirtioNet<M> {
                 pairs: count,
             });
         };
-        let shared = Arc::new(Shared::new(config.mac, config.host_mtu));
+        let _span = tracing::debug_span!("virtio_net_realize", pairs = count).entered();
+        let shared = Arc::new(Shared::new(&config, first_context));
         let pairs: Vec<_> = (0..count)
             .map(|i| {
                 let name = format!("virtio-net.{i}");
@@ -102,7 +104,7 @@ impl<M: QueueMemory> VirtioNet<M> {
             .map(|pair| pair.backend_offloads())
             .reduce(|a, b| Some(both(a?, b?)))
             .flatten();
-        let offered = offered(&config, backend);
+        let (offered, withheld) = offered(&config, backend);
         let net = NetF::from(offered);
         let usable = if net.intersects(NetF::MQ | NetF::RSS) {
             count
@@ -115,8 +117,9 @@ impl<M: QueueMemory> VirtioNet<M> {
         }
         // At most 256 pairs by what came before.
         let max_pairs = u16::try_from(usable).unwrap_or(u16::MAX);
-        Ok(Arc::new(Self {
+        let this = Arc::new(Self {
             offered,
+            withheld,
             config_space: ConfigSpace::new(&config, net, max_pairs),
             mac: config.mac,
             ctrl_by_front_end: config.ctrl_by_front_end,
@@ -130,7 +133,39 @@ impl<M: QueueMemory> VirtioNet<M> {
                 memory: None,
                 paused: false,
             }),
-        }))
+        });
+        tracing::info!(features = %this.feature_report(), "made");
+        Ok(this)
+    }
+
+    /// What is offered, what the driver has accepted, and why the rest is not there.
+    pub fn feature_report(&self) -> FeatureReport {
+        FeatureReport {
+            offered: self.offered,
+            accepted: lock(&self.state).features,
+            withheld: self.withheld.clone(),
+        }
+    }
+
+    /// How fast frames are given to the driver, from now on.
+    pub fn set_rx_limit(&self, limit: RateLimit) {
+        self.shared.rx_limit.set(limit);
+    }
+
+    /// How fast frames are taken from the driver, from now on.
+    pub fn set_tx_limit(&self, limit: RateLimit) {
+        self.shared.tx_limit.set(limit);
+    }
+
+    /// How fast frames are given to the driver, and taken from it.
+    pub fn limits(&self) -> (RateLimit, RateLimit) {
+        (self.shared.rx_limit.limit(), self.shared.tx_limit.limit())
+    }
+
+    /// Whether there is a driver that pairs the NIC with another (`VIRTIO_NET_F_STANDBY`), which may be plugged then.
+    #[doc(alias = "failover_negotiated")]
+    pub fn is_standby(&self) -> bool {
+        NetF::from(lock(&self.state).features).contains(NetF::STANDBY)
     }
 
     /// Asks the driver to announce itself on the link, in so many rounds: after the machine has moved, say. A round
@@ -160,6 +195,17 @@ impl<M: QueueMemory> VirtioNet<M> {
     /// What the control queue has done.
     pub fn ctrl_statistics(&self) -> CtrlStatistics {
         self.ctrl.statistics()
+    }
+
+    /// A line for each queue, with all that it counts.
+    pub fn statistics_text(&self) -> String {
+        let mut lines = Vec::new();
+        for (i, pair) in self.pairs.iter().enumerate() {
+            lines.push(format!("rx{i}: {}", pair.rx_statistics()));
+            lines.push(format!("tx{i}: {}", pair.tx_statistics()));
+        }
+        lines.push(format!("ctrl: {}", self.ctrl.statistics()));
+        lines.join("\n")
     }
 
     /// Runs one queue. On failure it comes back.
@@ -279,7 +325,8 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
     /// without negotiating VIRTIO_NET_F_CTRL_MAC_ADDR" (virtio 1.4, 5.1.4).
     fn write_config(&self, offset: usize, data: &[u8]) {
         let state = lock(&self.state);
-        if NetF::from(state.features).intersects(NetF::VERSION_1 | NetF::CTRL_MAC_ADDR) {
+        let better = NetF::VERSION_1 | NetF::CTRL_MAC_ADDR;
+        if NetF::from(state.features).intersects(better) || self.shared.source.is_some() {
             return;
         }
         self.shared.filter.change(|filter| {
@@ -294,6 +341,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
             features: features.bits().to_ne(),
             reason,
         };
+        let _span = tracing::debug_span!("virtio_net_negotiate").entered();
         let net = NetF::from(features);
         let required = if self.ctrl_by_front_end {
             net - NetF::MQ
@@ -319,6 +367,8 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         }
         self.forget_hashing();
         state.features = features;
+        drop(state);
+        tracing::info!(features = %self.feature_report(), "negotiated");
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use net_client::Offloads;
 use virtio::F;
 use virtio::net::F as NetF;
 
-use crate::VirtioNetConfig;
+use crate::{VirtioNetConfig, Withheld};
 
 /// An offload with the feature that lets the driver send such frames, and the one that lets it receive
 /// them. The second's bit is also the offload's in `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET` (virtio 1.4,
@@ -92,9 +92,13 @@ const REQUIREMENTS: [(NetF, NetF); 24] = [
     (NetF::GUEST_ANNOUNCE, NetF::STATUS),
 ];
 
-/// The features to offer with a backend that can do `backend`, or carries no header at all (`None`).
+/// The features to offer with a backend that can do `backend`, or carries no header at all (`None`); and why
+/// others are not.
 #[doc(alias = "virtio_net_get_features")]
-pub(crate) fn offered(config: &VirtioNetConfig, backend: Option<Offloads>) -> F {
+pub(crate) fn offered(
+    config: &VirtioNetConfig,
+    backend: Option<Offloads>,
+) -> (F, Vec<(F, Withheld)>) {
     let table = [
         (true, NetF::MAC | NetF::VERSION_1),
         (config.status, NetF::STATUS),
@@ -139,15 +143,28 @@ pub(crate) fn offered(config: &VirtioNetConfig, backend: Option<Offloads>) -> F 
         (config.in_order, NetF::IN_ORDER),
     ];
     let mut features = NetF::empty();
+    let mut withheld = Vec::new();
     for (wanted, feature) in table {
         if wanted {
             features |= feature;
+        } else {
+            withheld.push((feature.into(), Withheld::SwitchedOff));
         }
     }
+    let mut withhold = |features: &mut NetF, gone: NetF, reason| {
+        for feature in (*features & gone).iter() {
+            withheld.push((feature.into(), reason));
+        }
+        *features -= gone;
+    };
     let can = backend.unwrap_or_default();
     for offload in &OFFLOADS {
         if !(offload.get)(&can) {
-            features -= offload.host | offload.guest;
+            let reason = match backend {
+                Some(_) => Withheld::Backend,
+                None => Withheld::NoHeader,
+            };
+            withhold(&mut features, offload.host | offload.guest, reason);
         }
     }
     if config.ctrl_by_front_end {
@@ -157,13 +174,14 @@ pub(crate) fn offered(config: &VirtioNetConfig, backend: Option<Offloads>) -> F 
         // Of several pairs the front end has the control queue.
         let elsewhere = config.ctrl_by_front_end && feature == NetF::MQ;
         if !features.intersects(needs) && !elsewhere {
-            features -= feature;
+            withhold(&mut features, feature, Withheld::Needs(needs.into()));
         }
     }
     if !features.intersects(guest_offload_features()) {
-        features -= NetF::CTRL_GUEST_OFFLOADS;
+        let needs = Withheld::Needs(guest_offload_features().into());
+        withhold(&mut features, NetF::CTRL_GUEST_OFFLOADS, needs);
     }
-    features.into()
+    (features.into(), withheld)
 }
 
 /// What a driver that has negotiated `features` copes with in frames that it receives.
@@ -214,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_backend_without_a_header_leaves_no_offload() {
-        let features = NetF::from(offered(&VirtioNetConfig::default(), None));
+        let features = NetF::from(offered(&VirtioNetConfig::default(), None).0);
         let expected = NetF::MAC
             | NetF::VERSION_1
             | NetF::STATUS
@@ -272,7 +290,7 @@ mod tests {
                     switch(&mut config);
                 }
             }
-            let features = NetF::from(offered(&config, Some(ALL)));
+            let features = NetF::from(offered(&config, Some(ALL)).0);
             assert!(features.requirements_satisfied(), "{config:?}");
             assert!(features.recommendations_satisfied(), "{config:?}");
         }
@@ -324,9 +342,9 @@ mod tests {
                 NetF::HOST_USO | NetF::GUEST_USO6,
             ),
         ];
-        let all = NetF::from(offered(&VirtioNetConfig::default(), Some(ALL)));
+        let all = NetF::from(offered(&VirtioNetConfig::default(), Some(ALL)).0);
         for (backend, gone) in table {
-            let features = NetF::from(offered(&VirtioNetConfig::default(), Some(backend)));
+            let features = NetF::from(offered(&VirtioNetConfig::default(), Some(backend)).0);
             assert_eq!(all - features, gone, "{backend:?}");
         }
     }
@@ -349,11 +367,11 @@ mod tests {
             (|c| c.ctrl_vlan = false, NetF::CTRL_VLAN, false),
             (|c| c.ctrl_mac_addr = false, NetF::CTRL_MAC_ADDR, false),
         ];
-        let default = NetF::from(offered(&VirtioNetConfig::default(), Some(ALL)));
+        let default = NetF::from(offered(&VirtioNetConfig::default(), Some(ALL)).0);
         for (change, feature, on) in table {
             let mut config = VirtioNetConfig::default();
             change(&mut config);
-            let features = NetF::from(offered(&config, Some(ALL)));
+            let features = NetF::from(offered(&config, Some(ALL)).0);
             assert_eq!(features ^ default, feature, "{config:?}");
             assert_eq!(features.contains(feature), on, "{config:?}");
         }

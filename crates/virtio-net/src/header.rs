@@ -47,11 +47,15 @@ pub enum HeaderFault {
     GsoWithoutChecksum,
     /// `gso_size` is 0 or not smaller than the frame.
     GsoSize,
+    /// The frame's source is not the NIC's address, and no other may be ([`anti_spoof`]).
+    ///
+    /// [`anti_spoof`]: crate::VirtioNetConfig::anti_spoof
+    Source,
 }
 
 impl HeaderFault {
     /// All faults, in the order in which they are shown.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Short,
         Self::Writable,
         Self::Runt,
@@ -63,6 +67,7 @@ impl HeaderFault {
         Self::EcnWithoutTso,
         Self::GsoWithoutChecksum,
         Self::GsoSize,
+        Self::Source,
     ];
 }
 

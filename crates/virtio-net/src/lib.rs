@@ -53,6 +53,8 @@
 //! | `hash` | the hash of a received frame, and the queue that it leads to |
 //! | `watched` | what the control queue changes and receive queues look at |
 //! | `header` | the header in front of each frame |
+//! | `limit` | how fast frames may pass |
+//! | `report` | [`FeatureReport`] |
 //! | `lend` | guest memory and buffers of our own, as lent to the peer |
 //! | `kick`, `timer` | watching a queue's kick; its timers |
 //! | `statistics` | what each queue counts |
@@ -90,8 +92,10 @@ mod hash;
 mod header;
 mod kick;
 mod lend;
+mod limit;
 pub mod object;
 mod pair;
+mod report;
 mod role;
 mod rx;
 mod shared;
@@ -105,6 +109,8 @@ pub use config::{Duplex, VirtioNetConfig};
 pub use device::VirtioNet;
 pub use error::VirtioNetError;
 pub use header::HeaderFault;
+pub use limit::RateLimit;
+pub use report::{FeatureReport, Withheld};
 pub use statistics::{CtrlStatistics, RxStatistics, TxStatistics};
 
 // The README's example runs with the documentation's.

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use iothread::AioContext;
 use net_client::{NetClients, Port};
@@ -16,7 +17,7 @@ use virtio_bus::DeviceRef;
 use virtio_bus::object::VIRTIO_DEVICE;
 use virtqueue::QueueMemory;
 
-use crate::{VirtioNet, VirtioNetConfig, VirtioNetError};
+use crate::{RateLimit, VirtioNet, VirtioNetConfig, VirtioNetError};
 
 /// The type of the model.
 pub const VIRTIO_NET: &str = "virtio-net-device";
@@ -30,13 +31,32 @@ where
     M: QueueMemory + fmt::Debug,
 {
     registry.register(
-        TypeInfo::new(VIRTIO_NET, VIRTIO_DEVICE).class_init(|class| {
-            class.add_properties(PROPERTIES);
-            class.add_properties(UNBUILT);
-            class.part_mut::<DeviceClass>().category = Category::Network;
-            add_level(class, VirtioNetLevel::<M>(PhantomData));
-        }),
+        TypeInfo::new(VIRTIO_NET, VIRTIO_DEVICE)
+            .class_init(|class| {
+                class.add_properties(PROPERTIES);
+                class.add_properties(UNBUILT);
+                class.part_mut::<DeviceClass>().category = Category::Network;
+                add_level(class, VirtioNetLevel::<M>(PhantomData));
+            })
+            .instance_init(|device| Ok(add_reports::<M>(device)?)),
     )
+}
+
+/// What can be read of a realized NIC: `features` (a [`FeatureReport`](crate::FeatureReport)), `statistics` (a line for
+/// each queue), and `standby` (whether its driver would rather have another).
+fn add_reports<M: QueueMemory>(device: &Object) -> Result<(), PropertyError> {
+    device.add_computed("features", Kind::Str, |device| {
+        let model = device.part::<VirtioNet<M>>()?;
+        Some(Value::Str(model.feature_report().to_string().into()))
+    })?;
+    device.add_computed("statistics", Kind::Str, |device| {
+        let model = device.part::<VirtioNet<M>>()?;
+        Some(Value::Str(model.statistics_text().into()))
+    })?;
+    device.add_computed("standby", Kind::Bool, |device| {
+        let model = device.part::<VirtioNet<M>>()?;
+        Some(Value::Bool(model.is_standby()))
+    })
 }
 
 const fn on(name: &'static str) -> PropertyInfo {
@@ -95,6 +115,24 @@ const PROPERTIES: &[PropertyInfo] = &[
     on("vq_notf_coal").our_own(),
     on("device_stats").our_own(),
     on("guest_hdrlen").our_own(),
+    PropertyInfo::bool("anti_spoof", false)
+        .describe("Drop frames from another address than the NIC's")
+        .our_own(),
+    PropertyInfo::u64("rx_limit_bytes", 0)
+        .describe("Bytes a second given to the driver, 0: any")
+        .our_own(),
+    PropertyInfo::u64("rx_limit_packets", 0)
+        .describe("Frames a second given to the driver, 0: any")
+        .our_own(),
+    PropertyInfo::u64("tx_limit_bytes", 0)
+        .describe("Bytes a second taken from the driver, 0: any")
+        .our_own(),
+    PropertyInfo::u64("tx_limit_packets", 0)
+        .describe("Frames a second taken from the driver, 0: any")
+        .our_own(),
+    PropertyInfo::u32("limit_burst_ms", 100)
+        .describe("Time whose worth may pass at once, ms")
+        .our_own(),
     on("ctrl_guest_offloads"),
     // Later than QEMU 7.2.
     on("host_uso"),
@@ -128,8 +166,9 @@ where
         let ports = backend(device, machine)?;
         let contexts = vec![machine.service::<dyn AioContext>()?];
         let mac = match device.get::<Option<MacAddr>>("mac")? {
-            Some(mac) => mac,
-            None => free_address(machine),
+            // QEMU 7.2: zeros are no address, and a group's is one.
+            Some(mac) if mac != MacAddr::default() => mac,
+            _ => free_address(machine),
         };
         let model =
             VirtioNet::<M>::new(config(device, mac)?, ports, contexts).map_err(Error::other)?;
@@ -192,6 +231,9 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
         ctrl_mac_addr: device.get("ctrl_mac_addr")?,
         guest_announce: device.get("guest_announce")?,
         failover: device.get("failover")?,
+        anti_spoof: device.get("anti_spoof")?,
+        rx_limit: limit(device, "rx_limit_bytes", "rx_limit_packets")?,
+        tx_limit: limit(device, "tx_limit_bytes", "tx_limit_packets")?,
         notf_coal: device.get("notf_coal")?,
         vq_notf_coal: device.get("vq_notf_coal")?,
         device_stats: device.get("device_stats")?,
@@ -202,6 +244,14 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
         queue_reset: device.get("queue_reset")?,
         packed: device.get("packed")?,
         in_order: device.get("in_order")?,
+    })
+}
+
+fn limit(device: &Object, bytes: &str, packets: &str) -> Result<RateLimit, Error> {
+    Ok(RateLimit {
+        bytes: device.get(bytes)?,
+        packets: device.get(packets)?,
+        burst: Duration::from_millis(device.get::<u32>("limit_burst_ms")?.into()),
     })
 }
 

@@ -1,6 +1,7 @@
 //! One receive and one transmit queue with their port: the net client.
 
 mod all;
+mod limits;
 mod notifications;
 mod steering;
 
@@ -20,9 +21,10 @@ use virtqueue::{QueueMemory, VirtQueue};
 use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use self::all::{set_offloads, set_queue_pairs};
+use self::limits::Waits;
 use self::steering::Steering;
 use crate::features::{guest_offload_features, header_len};
-use crate::filter::FilterView;
+use crate::filter::{FilterView, Mac};
 use crate::hash::HashView;
 use crate::kick::{Watch, again};
 use crate::rx::{ActiveRx, After, Rx};
@@ -39,6 +41,8 @@ pub(crate) struct Layout {
     pub(crate) host_header_len: usize,
     /// Of the header's fields.
     pub(crate) little_endian: bool,
+    /// The source that frames which are sent must have, if not any.
+    pub(crate) source: Option<Mac>,
     /// The longest frame, header included, that the driver takes unless it is to be segmented.
     pub(crate) longest: usize,
     /// The driver may ask for what headers have said.
@@ -78,6 +82,7 @@ pub(crate) struct Pair<M: QueueMemory> {
     siblings: OnceLock<Box<[Weak<Self>]>>,
     /// A leaf lock.
     steering: Mutex<Steering>,
+    waits: Waits,
 }
 
 impl<M: QueueMemory> Pair<M> {
@@ -101,6 +106,7 @@ impl<M: QueueMemory> Pair<M> {
             tx_kick: Mutex::new(None),
             siblings: OnceLock::new(),
             steering: Mutex::new(Steering::new(shared.hashing.clone())),
+            waits: Waits::default(),
             enabled: AtomicBool::new(enabled),
             offloads: Mutex::new(Offloads::default()),
             shared,
@@ -318,6 +324,7 @@ impl<M: QueueMemory> Pair<M> {
             header_len,
             host_header_len: if has_header { header_len } else { 0 },
             little_endian: little_endian(features),
+            source: self.shared.source,
             longest: if features.contains(NetF::MTU) {
                 header_len + ETHERNET_HEADER + usize::from(self.shared.mtu)
             } else {
@@ -360,7 +367,10 @@ impl<M: QueueMemory> Pair<M> {
     /// Takes a turn of the transmit queue.
     #[doc(alias = "virtio_net_handle_tx_bh")]
     fn turn_tx(&self) {
-        self.with_tx(|tx| tx.kicked(&self.port, self.burst));
+        self.with_tx(|tx| {
+            tx.statistics.kicks += 1;
+            self.send_frames(tx)
+        });
     }
 
     /// Works on the transmit queue, then does what was asked of it meanwhile.
@@ -388,7 +398,7 @@ impl<M: QueueMemory> Pair<M> {
             };
             self.tx_room.store(false, Ordering::SeqCst);
             tx.room();
-            let end = tx.turn(&self.port, self.burst);
+            let end = self.send_frames(&mut tx);
             self.after_tx(end);
         }
     }
@@ -404,10 +414,13 @@ impl<M: QueueMemory> Pair<M> {
 
 impl<M: QueueMemory> NetClient for Pair<M> {
     fn receive(&self, frame: &Frame<'_>) -> Received {
+        if self.rx_waits() {
+            return Received::Busy;
+        }
         if self.shared.is_steered() {
             return self.receive_steered(frame);
         }
-        self.with_rx(|rx| rx.receive(frame, &self.port))
+        self.with_rx(|rx| self.spend_rx(rx, |rx| rx.receive(frame, &self.port)))
     }
 
     fn flush(&self, _done: &mut dyn FnMut(Token)) {
@@ -421,7 +434,10 @@ impl<M: QueueMemory> NetClient for Pair<M> {
             // Which queue's buffers they are for only they themselves say.
             return Drained::CannotLend;
         }
-        self.with_rx(|rx| rx.receive_from(source, &self.port))
+        if self.rx_waits() {
+            return Drained::NoRoom;
+        }
+        self.with_rx(|rx| self.read_frames(rx, source))
     }
 
     fn sent(&self, token: Token) {
@@ -432,7 +448,7 @@ impl<M: QueueMemory> NetClient for Pair<M> {
     }
 
     fn read_done(&self, token: Token, len: usize) {
-        self.with_rx(|rx| ((), rx.read_done(token, len, &self.port)));
+        self.with_rx(|rx| self.spend_rx(rx, |rx| ((), rx.read_done(token, len, &self.port))));
     }
 
     fn room(&self) {
@@ -455,6 +471,7 @@ impl<M: QueueMemory> NetClient for Pair<M> {
             active.watch = Some(self.watch_tx(&active.loan().kick)?);
         }
         self.renew_gates();
+        self.forget_waits();
         Ok(())
     }
 

@@ -55,16 +55,17 @@ impl<M: QueueMemory> Rx<M> {
         active.tell_anew();
     }
 
-    /// Reads frames of `source` into the driver's buffers.
+    /// Reads frames of `source` into the driver's buffers, at most so many.
     pub(crate) fn receive_from(
         &mut self,
         source: &mut dyn FrameSource,
         port: &Port,
+        most: usize,
     ) -> (Drained, After) {
         let Some(active) = self.active.as_mut().filter(|a| a.running && self.enabled) else {
             return (Drained::NoRoom, After::default());
         };
-        let drained = active.receive_from(source, port, &mut self.statistics);
+        let drained = active.receive_from(source, port, most, &mut self.statistics);
         active.finish(&mut self.statistics);
         active.settle_error(drained, Drained::NoRoom)
     }

@@ -3,13 +3,16 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use iothread::AioContext;
 use virtio::net::S;
 use virtio_bus::Transport;
 use virtqueue::QueueError;
 
+use crate::VirtioNetConfig;
 use crate::coalesce::Coalescing;
 use crate::filter::{Filter, FilterCell, Mac};
 use crate::hash::{HashCell, Hashing};
+use crate::limit::Limiter;
 
 /// The filters, the hashes, the link and the way to the transport.
 #[derive(Debug)]
@@ -23,6 +26,10 @@ pub(crate) struct Shared {
     link_down: AtomicBool,
     /// What queues begin with. A leaf lock.
     pub(crate) coalescing: Mutex<CoalescingByDirection>,
+    pub(crate) rx_limit: Limiter,
+    pub(crate) tx_limit: Limiter,
+    /// The source of all frames that may be sent, if there is only one.
+    pub(crate) source: Option<Mac>,
     /// The longest frame that the driver takes unless it is to be segmented, if it has agreed to one.
     pub(crate) mtu: u16,
     /// A leaf lock.
@@ -45,15 +52,18 @@ struct Announcing {
 }
 
 impl Shared {
-    pub(crate) fn new(mac: Mac, mtu: u16) -> Self {
+    pub(crate) fn new(config: &VirtioNetConfig, clock: &Arc<dyn AioContext>) -> Self {
         Self {
-            filter: FilterCell::new(Filter::new(mac, false)),
+            filter: FilterCell::new(Filter::new(config.mac, false)),
             hashing: HashCell::new(Hashing::new()),
             steered: AtomicBool::new(false),
             transport: Mutex::new(None),
             link_down: AtomicBool::new(false),
             coalescing: Mutex::default(),
-            mtu,
+            rx_limit: Limiter::new(clock.clone(), config.rx_limit),
+            tx_limit: Limiter::new(clock.clone(), config.tx_limit),
+            source: config.anti_spoof.then_some(config.mac),
+            mtu: config.host_mtu,
             announcing: Mutex::default(),
         }
     }

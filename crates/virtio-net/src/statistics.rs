@@ -1,5 +1,7 @@
 //! What each queue counts.
 
+use std::fmt;
+
 use crate::HeaderFault;
 
 /// What a transmit queue has done since the device was made.
@@ -13,6 +15,8 @@ pub struct TxStatistics {
     pub bytes: u64,
     /// Times that the peer had no room.
     pub busy: u64,
+    /// Times that the limit was reached.
+    pub throttled: u64,
     /// Times that the used ring was published.
     pub batches: u64,
     /// Notifications sent to the driver.
@@ -119,4 +123,78 @@ pub struct CtrlStatistics {
     pub refused: u64,
     /// Chains with no room for an answer.
     pub unanswered: u64,
+}
+
+impl fmt::Display for TxStatistics {
+    /// Each counter with its name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counters = [
+            ("kicks", self.kicks),
+            ("frames", self.frames),
+            ("bytes", self.bytes),
+            ("busy", self.busy),
+            ("throttled", self.throttled),
+            ("batches", self.batches),
+            ("notifications", self.notifications),
+            ("dropped_disabled", self.dropped_disabled),
+            ("stray_completions", self.stray_completions),
+            ("csum_none", self.csum_none),
+            ("csum_needed", self.csum_needed),
+            ("gso_frames", self.gso_frames),
+            ("gso_bytes", self.gso_bytes),
+        ];
+        write_counters(f, &counters)?;
+        for fault in HeaderFault::ALL {
+            write!(f, " dropped_{fault:?}={}", self.dropped(fault))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for RxStatistics {
+    /// Each counter with its name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counters = [
+            ("kicks", self.kicks),
+            ("frames", self.frames),
+            ("bytes", self.bytes),
+            ("buffers", self.buffers),
+            ("no_room", self.no_room),
+            ("batches", self.batches),
+            ("notifications", self.notifications),
+            ("dropped_too_long", self.dropped_too_long),
+            ("dropped_no_buffers", self.dropped_no_buffers),
+            ("dropped_malformed", self.dropped_malformed),
+            ("dropped_filtered", self.dropped_filtered),
+            ("dropped_over_mtu", self.dropped_over_mtu),
+            ("dropped_disabled", self.dropped_disabled),
+            ("bad_chains", self.bad_chains),
+            ("csum_valid", self.csum_valid),
+            ("csum_needed", self.csum_needed),
+            ("csum_none", self.csum_none),
+            ("gso_frames", self.gso_frames),
+            ("gso_bytes", self.gso_bytes),
+        ];
+        write_counters(f, &counters)
+    }
+}
+
+impl fmt::Display for CtrlStatistics {
+    /// Each counter with its name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counters = [
+            ("acknowledged", self.acknowledged),
+            ("refused", self.refused),
+            ("unanswered", self.unanswered),
+        ];
+        write_counters(f, &counters)
+    }
+}
+
+fn write_counters(f: &mut fmt::Formatter<'_>, counters: &[(&str, u64)]) -> fmt::Result {
+    for (i, (name, counter)) in counters.iter().enumerate() {
+        let space = if i == 0 { "" } else { " " };
+        write!(f, "{space}{name}={counter}")?;
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use net_client::{DropReason, Frame, IoVec, Port, Received, Sender, Token};
+use net_client::{DropReason, Frame, IoVec, Port, Received, Sender, Token, copy_from_iov};
 use virtio::net::F as NetF;
 use virtio_bus::ActiveQueue;
 use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
@@ -80,12 +80,6 @@ impl<M: QueueMemory> Tx<M> {
             active.waiting = false;
             again(&active.loan().kick);
         }
-    }
-
-    /// The driver has kicked: it made frames available.
-    pub(crate) fn kicked(&mut self, port: &Port, burst: u32) -> TurnEnd {
-        self.statistics.kicks += 1;
-        self.turn(port, burst)
     }
 
     /// Notifications have been held back for as long as they may.
@@ -333,13 +327,22 @@ impl<M: QueueMemory> ActiveTx<M> {
             (self.slab).lend_small(head, host_header_len, segments, header_len, frame_len)
         {
             self.iov.push(whole);
+            self.check_source()?;
             return Ok(whole.len());
         }
-        if host_header_len != 0 {
+        let mut skip = header_len;
+        if self.layout.source.is_some() {
+            // What was checked is what is sent.
+            let start =
+                (self.slab).lend_small(head, host_header_len, segments, header_len, ADDRESSES);
+            self.iov.push(start.ok_or(HeaderFault::Short)?);
+            self.check_source()?;
+            skip += ADDRESSES;
+        } else if host_header_len != 0 {
             let header = self.slab.lend_header(head, host_header_len);
             self.iov.push(header.ok_or(HeaderFault::Short)?);
         }
-        let mut skip = header_len;
+        let segments = self.chain.readable();
         for segment in segments {
             if skip >= segment.len() {
                 skip -= segment.len();
@@ -354,6 +357,21 @@ impl<M: QueueMemory> ActiveTx<M> {
             return Err(HeaderFault::Giant);
         }
         Ok(host_header_len + frame_len)
+    }
+
+    /// Looks at the source address in the first piece of `iov`, a copy of our own.
+    fn check_source(&self) -> Result<(), HeaderFault> {
+        let Some(source) = self.layout.source else {
+            return Ok(());
+        };
+        let first = self.iov.get(..1).unwrap_or_default();
+        let mut there = [0; 6];
+        copy_from_iov(first, self.layout.host_header_len + 6, &mut there);
+        if there == source {
+            Ok(())
+        } else {
+            Err(HeaderFault::Source)
+        }
     }
 
     /// Ends a batch: the peer sends what it kept back, the driver sees what is done.
@@ -388,6 +406,9 @@ impl<M: QueueMemory> ActiveTx<M> {
         }
     }
 }
+
+/// Bytes of the addresses at a frame's start.
+const ADDRESSES: usize = 12;
 
 impl<M: QueueMemory> Flight<M> {
     /// The frame of `head` is sent or dropped. Nothing was written into it.

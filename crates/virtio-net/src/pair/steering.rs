@@ -66,7 +66,11 @@ impl<M: QueueMemory> Pair<M> {
             // The device is going.
             return Received::Taken;
         };
-        pair.with_rx(|rx| rx.receive_steered(frame, host_header_len, &pair.port))
+        pair.with_rx(|rx| {
+            pair.spend_rx(rx, |rx| {
+                rx.receive_steered(frame, host_header_len, &pair.port)
+            })
+        })
     }
 
     /// Ends a batch of frames that went to other pairs.

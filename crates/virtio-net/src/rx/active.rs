@@ -165,6 +165,7 @@ impl<M: QueueMemory> ActiveRx<M> {
         &mut self,
         source: &mut dyn FrameSource,
         port: &Port,
+        most: usize,
         statistics: &mut RxStatistics,
     ) -> Result<Drained, QueueError> {
         let longest = self
@@ -173,7 +174,7 @@ impl<M: QueueMemory> ActiveRx<M> {
         let longest = longest.unwrap_or(self.layout.header_len);
         // Turns of the loop without a frame count too: a driver that makes useless chains available for
         // ever does not keep the thread.
-        let mut left = BUDGET;
+        let mut left = BUDGET.min(most);
         while left > 0 {
             left -= 1;
             let want = self.expected.room(longest);

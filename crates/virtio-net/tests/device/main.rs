@@ -10,6 +10,7 @@ mod legacy;
 mod life;
 mod mtu;
 mod pairs;
+mod policy;
 mod rss;
 mod rx;
 mod stats;
