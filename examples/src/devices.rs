@@ -303,17 +303,9 @@ impl Devices {
             let netdev = self.netdevs.find(id);
             netdev.is_some_and(|netdev| netdev.ports().iter().all(|port| port.peer().is_none()))
         });
-        let devices = self.machine.devices();
-        let nics = devices.iter().filter(|device| {
-            // The model inside of a proxy has the same netdev, and is not what the user asked for.
-            let inside = devices.iter().any(|other| {
-                (device.path.strip_prefix(&other.path)).is_some_and(|rest| rest.starts_with('/'))
-            });
-            let object = self.machine.resolve(&device.path);
-            !inside
-                && object.is_some_and(|nic| matches!(nic.get::<Option<String>>("netdev"), Ok(None)))
-        });
-        let named = nics.map(|nic| format!("nic {}", nic.id.as_deref().unwrap_or(&nic.path)));
+        let nics = self.nics().into_iter();
+        let alone = nics.filter(|nic| nic.ports.iter().all(|port| port.peer().is_none()));
+        let named = alone.map(|nic| format!("nic {}", nic.name));
         netdevs
             .map(|id| format!("netdev {id}"))
             .chain(named)

@@ -30,6 +30,25 @@ fn the_option_strings_make_a_function_whose_nic_and_tap_are_peers() {
     );
 }
 
+/// As QEMU has it: zeros are none, and a group's is as good as any.
+#[test]
+fn an_address_is_taken_as_it_is_given_and_zeros_are_none() {
+    let rig = Rig::new();
+    let table = [
+        ("a", ",mac=00:00:00:00:00:00", "52:54:00:12:34:56"),
+        ("b", ",mac=01:00:5e:00:00:01", "01:00:5e:00:00:01"),
+        ("c", ",mac=52-54-00-ab-cd-ef", "52:54:00:ab:cd:ef"),
+        ("d", "", "52:54:00:12:34:57"),
+    ];
+    for (id, mac, expected) in table {
+        rig.devices
+            .device_add(&format!("virtio-net-pci,id={id}{mac}"))
+            .unwrap();
+        let got = rig.devices.tree().qom_get(id, "mac").unwrap();
+        assert_eq!(got.to_string(), expected, "{mac}");
+    }
+}
+
 #[test]
 fn a_device_that_cannot_be_made_leaves_nothing() {
     in_own_network("a_device_that_cannot_be_made_leaves_nothing", || {
@@ -128,7 +147,8 @@ fn a_nic_and_a_netdev_that_are_not_each_others_are_named() {
             rig.devices.netdev_add("tap,id=tap1").unwrap();
             rig.devices.device_add("virtio-net-pci,id=net1").unwrap();
             rig.devices.device_add("virtio-net-pci").unwrap();
-            let anonymous = "nic /machine/peripheral-anon/device[0]";
+            // The third of its kind.
+            let anonymous = "nic virtio-net-pci.2";
             assert_eq!(
                 rig.devices.without_peer(),
                 ["netdev tap1", "nic net1", anonymous]

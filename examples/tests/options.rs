@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::fs;
 
 use examples::cli::{self, Command};
-use examples::devices::{device_help, netdev_help};
+use examples::devices::{device_help, netdev_help, object_help};
 use examples::vmm;
 use support::{in_own_network, interfaces, wait_until};
 
@@ -202,11 +202,6 @@ const OURS: &[(&str, &str)] = &[
         "-device virtio-net-pci,romfile=x: Property 'virtio-net-pci.romfile' is not supported",
     ),
     (
-        "-device virtio-net-pci-transitional",
-        "-device virtio-net-pci-transitional: 'virtio-net-pci-transitional' is not supported: there \
-         is no legacy interface",
-    ),
-    (
         "-netdev tap,id=a,helper=x",
         "-netdev tap,id=a,helper=x: Parameter 'helper' is not supported",
     ),
@@ -240,6 +235,58 @@ fn each_mistake_is_one_line_in_qemus_words_and_leaves_nothing() {
                 wait_until(words, || interfaces() == before && threads() == tasks);
                 assert_eq!(open_files(), files, "{words}");
             }
+        },
+    );
+}
+
+/// Captures, and what QEMU 7.2 says of them; at its end nothing is told of the file but its name there.
+#[test]
+fn a_capture_that_cannot_be_made_is_refused_in_qemus_words() {
+    in_own_network(
+        "a_capture_that_cannot_be_made_is_refused_in_qemus_words",
+        || {
+            let table = [
+                (
+                    "nosuch,id=f",
+                    "Parameter 'qom-type' does not accept value 'nosuch'",
+                ),
+                ("id=f", "Parameter 'qom-type' is missing"),
+                ("filter-dump", "Parameter 'id' is missing"),
+                ("filter-dump,id=f", "Parameter 'netdev' is missing"),
+                ("filter-dump,id=f,netdev=zz", "Parameter 'file' is missing"),
+                (
+                    "filter-dump,id=f,netdev=zz,file=/x",
+                    "Parameter 'netdev' expects a network backend id",
+                ),
+                (
+                    "filter-dump,id=f,netdev=a,file=/nonexistent/x",
+                    "net dump: can't open /nonexistent/x: No such file or directory",
+                ),
+                (
+                    "filter-dump,id=f,netdev=a,file=/x,foo=1",
+                    "Invalid parameter 'foo'",
+                ),
+                (
+                    "filter-dump,id=f,netdev=a,file=/x,maxlen=0",
+                    "Property 'filter-dump.maxlen' doesn't take value '0'",
+                ),
+                (
+                    "filter-dump,id=f,netdev=a,file=/x,maxlen=y",
+                    "Parameter 'maxlen' expects a uint64 value",
+                ),
+                (
+                    "filter-dump,id=f,netdev=a,file=/x,queue=zz",
+                    "Parameter 'queue' does not accept value 'zz'",
+                ),
+            ];
+            for (object, expected) in table {
+                let said = line(&format!("-netdev tap,id=a -object {object}"));
+                let expected = format!("-object {object}: {expected}");
+                assert!(said.starts_with(&expected), "{object}: {said}");
+            }
+            let twice = "-object filter-dump,id=f,netdev=a,file=/dev/null";
+            let said = line(&format!("-netdev tap,id=a {twice} {twice}"));
+            assert_eq!(said, format!("{twice}: Duplicate ID 'f' for object"));
         },
     );
 }
@@ -302,6 +349,14 @@ fn help_lists_devices_netdevs_and_the_options_of_each() {
     assert_eq!(
         netdev_help("help").unwrap(),
         "Available netdev backend types:\ntap\n"
+    );
+    assert_eq!(
+        object_help("help").unwrap(),
+        "List of user creatable objects:\n  filter-dump\n"
+    );
+    assert_eq!(
+        object_help("nosuch,help").unwrap_err().to_string(),
+        "-object nosuch,help: Parameter 'qom-type' does not accept value 'nosuch'"
     );
     assert_eq!(
         device_help("nosuch,help").unwrap_err().to_string(),

@@ -189,6 +189,7 @@ impl<'a> Run<'a> {
         loop {
             let wake = if self.run_state.wants_pause() {
                 self.devices.pause();
+                vcpus.mark_paused();
                 self.run_state.is_paused();
                 self.wait()
             } else {
