@@ -1,6 +1,8 @@
 //! The two root file systems: the guest's, and that of the host which runs the VMM.
 
-use anyhow::Result;
+use std::path::Path;
+
+use anyhow::{Context, Result};
 
 use super::assets::{Assets, read};
 use super::bpf;
@@ -41,6 +43,9 @@ const HOST_MODULES: &[&str] = &[
     "8021q",
     "vhost_net",
 ];
+
+/// Replaces the guest's kernel image: another image of the same kernel, since the modules stay.
+const KERNEL: &str = "GUEST_KERNEL";
 
 /// What one run consists of, as far as it ends up in files.
 #[derive(Debug)]
@@ -83,7 +88,11 @@ pub(crate) fn host(assets: &Assets, run: &Run<'_>) -> Result<Tree> {
     modules::install(&mut tree, &assets.modules, &assets.release, HOST_MODULES)?;
     tree.program("init", include_str!("host-init.sh"));
     tree.program("host/vmm", run.vmm);
-    tree.file("host/kernel", read(&assets.kernel)?);
+    let kernel = match std::env::var_os(KERNEL) {
+        Some(path) => read(Path::new(&path)).context(KERNEL)?,
+        None => read(&assets.kernel)?,
+    };
+    tree.file("host/kernel", kernel);
     tree.file("host/initrd", guest(assets, run)?.to_cpio()?);
     tree.file("host/main", include_str!("host.sh"));
     tree.program("host/exec", include_str!("host-exec.sh"));

@@ -124,7 +124,8 @@ and ends with 'N passed, M failed'.
 
 Where this machine's KVM cannot boot the guest, QEMU emulates a host that can (qemu-system-x86).
 GUEST_MODE=direct or nested decides that; GUEST_VMM=PATH runs a static executable of your own;
-GUEST_APPEND adds to the kernel's command line, loglevel=8 for one.
+GUEST_KERNEL=PATH boots that image in the guest (of the same release, as the modules stay), a vmlinux
+for one; GUEST_APPEND adds to the kernel's command line, loglevel=8 for one.
 ";
 
 #[cfg(test)]

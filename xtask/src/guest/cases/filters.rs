@@ -11,6 +11,7 @@ stray='ping -q -c 50 -i 0.01 -W 1 10.0.2.77'
 host 'ip neigh replace 10.0.2.77 lladdr 52:54:00:ee:ee:ee dev tap0 nud permanent'
 to_others() { seen 'ether dst 52:54:00:ee:ee:ee' "$stray"; }
 expect "strays at first" "$(to_others)" 0
+expect "strays on the wire" "$(host_seen 'ether dst 52:54:00:ee:ee:ee' host "$stray")" 50
 ip link set eth0 promisc on
 expect "strays in promiscuous mode" "$(to_others)" 50
 ip link set eth0 promisc off
@@ -38,8 +39,10 @@ ping -c 20 -i 0.02 10.0.2.2
         about: "frames to groups arrive where the driver asks for them, and only there",
         guest: r#"
 host 'ip route add 239.0.0.0/8 dev tap0'
-to_group() { seen 'ether dst 01:00:5e:01:02:03' 'ping -q -c 50 -i 0.01 -W 1 239.1.2.3'; }
+group='ether dst 01:00:5e:01:02:03' send='ping -q -c 50 -i 0.01 -W 1 239.1.2.3'
+to_group() { seen "$group" "$send"; }
 expect "frames to a group nobody joined" "$(to_group)" 0
+expect "frames on the wire" "$(host_seen "$group" host "$send")" 50
 ip maddress add 01:00:5e:01:02:03 dev eth0
 expect "frames to a group that was joined" "$(to_group)" 50
 ip maddress del 01:00:5e:01:02:03 dev eth0

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Case, all_pings_answered, booted_once, values};
+use super::{Case, all_pings_answered, booted_once, pings, values};
 use crate::guest::watch::Outcome;
 
 /// Both ends send without end, whether or not anybody answers; `lives` shows that they do, and
@@ -185,6 +185,34 @@ done
         ..Case::PLAIN
     },
     Case {
+        name: "pause",
+        about: "the monitor's stop and cont, under a stream: nothing moves in between, all goes on after it",
+        guest: r#"
+iperf3 -c 10.0.2.2 -t 300 --bidir >/tmp/both 2>&1 &
+both=$!
+sleep 1
+for round in 1 2; do
+    host "(sleep 1; monitor stop; monitor info status; before=\$(cat /sys/class/net/tap0/statistics/rx_packets)
+        ping -c 3 -W 1 10.0.2.15
+        echo moved: \$((\$(cat /sys/class/net/tap0/statistics/rx_packets) - before))
+        monitor cont; monitor info status; echo over) >/tmp/pause 2>&1 &"
+    sleep 2
+    wait_for 30 "the pause is over" host 'grep over /tmp/pause'
+    host 'cat /tmp/pause'
+    rx=$(counter rx_bytes) tx=$(counter tx_bytes)
+    sleep 2
+    at_least "bytes received after it" $(($(counter rx_bytes) - rx)) 50000
+    at_least "bytes sent after it" $(($(counter tx_bytes) - tx)) 50000
+done
+kill $both
+wait $both
+sleep 1
+ping -c 20 -i 0.02 10.0.2.2
+"#,
+        check: paused,
+        ..Case::PLAIN
+    },
+    Case {
         name: "reboot",
         about: "the guest reboots and pings again",
         // The host counts, since nothing in the guest outlives a reboot.
@@ -210,6 +238,23 @@ fn link_was_seen(outcome: &Outcome) -> Result<()> {
         );
     }
     all_pings_answered(outcome, 3, 20)
+}
+
+fn paused(outcome: &Outcome) -> Result<()> {
+    booted_once(outcome)?;
+    let status = values(&outcome.output, "VM status:");
+    ensure!(
+        status == ["paused", "running", "paused", "running"],
+        "the monitor told of the states {status:?}"
+    );
+    let moved = values(&outcome.output, "moved:");
+    ensure!(moved == ["0", "0"], "frames sent while paused: {moved:?}");
+    let runs = pings(&outcome.output)?;
+    ensure!(
+        runs == [(3, 0), (3, 0), (20, 20)],
+        "sent and answered: {runs:?}"
+    );
+    Ok(())
 }
 
 fn rebooted(outcome: &Outcome) -> Result<()> {

@@ -131,6 +131,36 @@ ping -c 50 -i 0.02 10.0.2.2
         ..Case::PLAIN
     },
     Case {
+        name: "capture",
+        about: "a filter-dump at the tap has each frame, under a stream and while it comes and goes",
+        vmm_args: Some(
+            "-netdev tap,id=net0,ip=10.0.2.2/24 -device virtio-net-pci,netdev=net0 \
+             -object filter-dump,id=f0,netdev=net0,file=/tmp/f0.pcap,maxlen=128",
+        ),
+        guest: r#"
+ping -c 20 -i 0.02 10.0.2.2
+stream -t 2
+stream -t 2 -R
+host monitor object_add filter-dump,id=f1,netdev=net0,file=/tmp/f1.pcap
+ping -c 20 -i 0.02 -s 1000 10.0.2.2
+host monitor info network
+host monitor object_del f1
+host monitor object_del f0
+stream -t 2 -R
+ping -c 20 -i 0.02 10.0.2.2
+"#,
+        after: r#"
+frames() { tcpdump -Z root -n -r /tmp/$1.pcap "$2" 2>/dev/null | grep -c .; }
+for file in f0 f1; do
+    echo "$file requests: $(frames $file 'icmp[icmptype] == 8')"
+    echo "$file replies: $(frames $file 'icmp[icmptype] == 0')"
+    echo "$file stream: $(frames $file 'tcp port 5201')"
+done
+"#,
+        check: captured,
+        ..Case::PLAIN
+    },
+    Case {
         name: "file-to-guest",
         about: "a file of 64 MiB reaches the guest intact",
         guest: r#"
@@ -161,6 +191,31 @@ echo "host: $(host 'sha256sum </tmp/file')"
         ..Case::PLAIN
     },
 ];
+
+/// The captures have all pings that were sent while they stood, and the streams.
+fn captured(outcome: &Outcome) -> Result<()> {
+    booted_once(outcome)?;
+    let filters = outcome
+        .output
+        .lines()
+        .filter(|l| l.contains("type=filter-dump"));
+    ensure!(
+        filters.count() == 2,
+        "info network does not list two filters"
+    );
+    for (key, count) in [
+        ("f0 requests:", "40"),
+        ("f0 replies:", "40"),
+        ("f1 requests:", "20"),
+        ("f1 replies:", "20"),
+    ] {
+        let seen = value(&outcome.host, key)?;
+        ensure!(seen == count, "{key} {seen}, not {count}");
+    }
+    let streamed: u32 = value(&outcome.host, "f0 stream:")?.parse()?;
+    ensure!(streamed > 100, "only {streamed} frames of the streams");
+    all_pings_answered(outcome, 3, 20)
+}
 
 /// iperf3 moved at least a megabit a second by the receiver's count.
 fn streamed(outcome: &Outcome) -> Result<()> {
