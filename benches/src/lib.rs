@@ -11,6 +11,9 @@
 //! | `nic` | [`Nic`]: the model, activated, with the driver's half of its queues |
 //! | `transmit`, `receive` | the two directions, batch by batch |
 //! | `peer` | [`InstantPeer`]: takes frames at once, offers frames from memory |
+//! | `rig`, `rings` | [`Rig`]: a device on a tap, on a processor of its own, with a fast driver |
+//! | `raw` | [`RawTap`]: the bare loop on a tap |
+//! | `processor` | processors, and the time of threads |
 //! | `packets` | [`PacketSocket`]: the host's side of a tap |
 //! | `pace` | [`timed`]: frames in batches, of which the device's part is timed |
 #![expect(
@@ -24,7 +27,11 @@ mod nic;
 mod pace;
 mod packets;
 mod peer;
+mod processor;
+mod raw;
 mod receive;
+mod rig;
+mod rings;
 mod transmit;
 
 pub use frame::{FrameSize, HEADER_LEN, MAC};
@@ -32,5 +39,8 @@ pub use nic::{Buffers, Nic};
 pub use pace::{Round, timed, warmed_up};
 pub use packets::PacketSocket;
 pub use peer::InstantPeer;
+pub use processor::{ThreadClock, pin};
+pub use raw::{RawEngine, RawTap};
 pub use receive::Receiver;
+pub use rig::{BUFFER, DEVICE_CPU, DRIVER_CPU, Rig, Took};
 pub use transmit::Transmitter;

@@ -64,6 +64,22 @@ impl PacketSocket {
         assert_eq!(sent, len);
     }
 
+    /// Has the interface called `name` keep so many frames that nobody reads yet.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_queue_len(&self, name: &str, len: i32) -> io::Result<()> {
+        // SAFETY: integers, pointers and arrays of those, for which zeros are values.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = libc::c_char::from_ne_bytes([from]);
+        }
+        // The field for numbers of the same union.
+        request.ifr_ifru.ifru_metric = len;
+        // SAFETY: SIOCSIFTXQLEN reads one `ifreq`.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), SIOCSIFTXQLEN, &request) })
+    }
+
     fn set(&self, level: i32, option: i32, value: i32) -> io::Result<()> {
         // SAFETY: the value and its length are those of one number.
         check(unsafe {
@@ -86,5 +102,7 @@ fn check(result: i32) -> io::Result<()> {
     }
 }
 
+/// linux/sockios.h
+const SIOCSIFTXQLEN: libc::c_ulong = 0x8943;
 /// `virtio_net_hdr` without `num_buffers`.
 const SHORT_HEADER: usize = 10;

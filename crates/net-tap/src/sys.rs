@@ -6,7 +6,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use libc::{c_char, c_int, c_short, c_uint, c_void};
+use libc::{c_char, c_int, c_short, c_uint};
 use net_client::IoVec;
 
 /// The longest name of an interface, without its NUL.
@@ -172,40 +172,36 @@ pub(crate) fn mtu(name: &str) -> io::Result<usize> {
     usize::try_from(mtu).map_err(|_| invalid())
 }
 
-/// Writes one frame.
+/// Writes one frame. Not by the C library's functions, which make each call a point where the thread could be
+/// cancelled: that takes longer than the rest of what is done here.
 pub(crate) fn write(fd: BorrowedFd<'_>, iov: &[IoVec]) -> io::Result<usize> {
     again_if_interrupted(|| match iov {
         [one] => {
             // SAFETY: the memory is there for as long as the frame is lent, by `IoVec::new`.
-            unsafe { libc::write(fd.as_raw_fd(), one.base().cast::<c_void>(), one.len()) }
+            unsafe { libc::syscall(libc::SYS_write, fd.as_raw_fd(), one.base(), one.len()) }
         }
         many => {
             // SAFETY: `IoVec` is laid out as `struct iovec`, and its memory is there as above.
-            unsafe { libc::writev(fd.as_raw_fd(), many.as_ptr().cast(), count(many)) }
+            unsafe { libc::syscall(libc::SYS_writev, fd.as_raw_fd(), many.as_ptr(), many.len()) }
         }
     })
 }
 
-/// Reads one frame.
+/// Reads one frame, as [`write`] writes.
 pub(crate) fn read(fd: BorrowedFd<'_>, iov: &[IoVec]) -> io::Result<usize> {
     again_if_interrupted(|| match iov {
         [one] => {
             // SAFETY: the memory may be written for as long as it is lent, by `IoVec::new`.
-            unsafe { libc::read(fd.as_raw_fd(), one.base().cast::<c_void>(), one.len()) }
+            unsafe { libc::syscall(libc::SYS_read, fd.as_raw_fd(), one.base(), one.len()) }
         }
         many => {
             // SAFETY: `IoVec` is laid out as `struct iovec`, and its memory is there as above.
-            unsafe { libc::readv(fd.as_raw_fd(), many.as_ptr().cast(), count(many)) }
+            unsafe { libc::syscall(libc::SYS_readv, fd.as_raw_fd(), many.as_ptr(), many.len()) }
         }
     })
 }
 
-/// More vectors than the kernel takes are refused by it with EINVAL.
-fn count(iov: &[IoVec]) -> c_int {
-    c_int::try_from(iov.len()).unwrap_or(c_int::MAX)
-}
-
-fn again_if_interrupted(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+fn again_if_interrupted(mut call: impl FnMut() -> libc::c_long) -> io::Result<usize> {
     loop {
         if let Ok(len) = usize::try_from(call()) {
             return Ok(len);

@@ -10,6 +10,7 @@ use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 use crate::coalesce::Gate;
 use crate::hash::{Hash, HashView, PEEK};
 use crate::header::{FLAGS, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS};
+use crate::kick::batch;
 use crate::lend::{lend_from, write_start};
 use crate::pair::Layout;
 use crate::statistics::RxStatistics;
@@ -23,6 +24,8 @@ pub(crate) struct Buffers<M: QueueMemory> {
     pub(crate) gate: Gate,
     /// Frames counted when the driver was last told of some.
     told: u64,
+    /// Buffers counted when the used ring was last published.
+    shown: u64,
     /// Popped, checked and not used yet, in the order in which they were made available.
     pub(crate) ready: Chains<M>,
     /// Chains with no buffers, for the next ones.
@@ -49,6 +52,7 @@ impl<M: QueueMemory> Buffers<M> {
             hashes,
             gate: Gate::default(),
             told: 0,
+            shown: 0,
             ready: Chains::new(),
             spare: Vec::new(),
         }
@@ -153,8 +157,15 @@ impl<M: QueueMemory> Buffers<M> {
         self.spare.push(chain);
     }
 
+    /// Whether so much is used that a batch should end.
+    #[inline]
+    pub(crate) fn is_batch(&self, statistics: &RxStatistics) -> bool {
+        statistics.buffers.wrapping_sub(self.shown) >= batch(self.queue.size()) as u64
+    }
+
     /// Ends a batch: the driver sees what it was given.
     pub(crate) fn finish(&mut self, call: &dyn GuestNotifier, statistics: &mut RxStatistics) {
+        self.shown = statistics.buffers;
         if self.queue.publish() == 0 {
             return;
         }

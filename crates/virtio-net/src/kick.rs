@@ -138,6 +138,12 @@ pub(crate) fn again(kick: &EventFd) {
     let _ = kick.write(1);
 }
 
+/// Buffers after which a batch ends within a turn: few enough for the driver to do its part while the device does
+/// the next, many enough for the end of a batch to cost nothing.
+pub(crate) fn batch(queue_size: u16) -> usize {
+    usize::from(queue_size / 4).clamp(1, 64)
+}
+
 /// Reads the kick empty.
 fn clear(kick: &EventFd) {
     // Nothing to read is as good as read.

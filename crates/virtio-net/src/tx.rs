@@ -9,7 +9,7 @@ use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 
 use crate::coalesce::Gate;
 use crate::header::{Header, HeaderFault, MAX_HEADER, TxRules};
-use crate::kick::{Watch, again};
+use crate::kick::{Watch, again, batch};
 use crate::lend::{FrameSlab, lend, lend_from, read_start};
 use crate::pair::Layout;
 use crate::statistics::TxStatistics;
@@ -36,6 +36,9 @@ pub(crate) struct ActiveTx<M: QueueMemory> {
     pending: bool,
     /// The peer has got frames since it was last told that a batch is complete.
     unflushed: bool,
+    /// Buffers of the frames that it got since, and when that are enough for a batch.
+    unfinished: usize,
+    batch: usize,
     iov: Vec<IoVec>,
     /// Neither paused nor being stopped.
     pub(crate) running: bool,
@@ -195,6 +198,8 @@ impl<M: QueueMemory> ActiveTx<M> {
             chain: Box::default(),
             pending: false,
             unflushed: false,
+            unfinished: 0,
+            batch: batch(size),
             iov: Vec::new(),
             running,
             waiting: false,
@@ -281,8 +286,13 @@ impl<M: QueueMemory> ActiveTx<M> {
                 }
             }
             statistics.frames += 1;
+            self.unfinished += self.iov.len();
             // What the peer got, less the header that it got with it.
             statistics.bytes += len.saturating_sub(self.layout.host_header_len) as u64;
+            if self.unfinished >= self.batch {
+                // The driver makes more available meanwhile.
+                self.finish(sender, statistics);
+            }
         }
     }
 
@@ -376,6 +386,7 @@ impl<M: QueueMemory> ActiveTx<M> {
 
     /// Ends a batch: the peer sends what it kept back, the driver sees what is done.
     fn finish(&mut self, sender: &Sender<'_>, statistics: &mut TxStatistics) {
+        self.unfinished = 0;
         if std::mem::take(&mut self.unflushed) {
             let flight = &mut self.flight;
             sender.flush(&mut |token| {

@@ -178,6 +178,10 @@ impl<M: QueueMemory> ActiveRx<M> {
         while left > 0 {
             left -= 1;
             let want = self.expected.room(longest);
+            if self.buffers.is_batch(statistics) {
+                // The driver fills its buffers again meanwhile.
+                self.finish(statistics);
+            }
             self.deliver_held(statistics)?;
             if self.held.is_none() {
                 self.buffers.gather(want, statistics)?;

@@ -78,19 +78,34 @@ fn a_batch_is_published_and_told_once() {
         nic.add_rx(2000);
     }
     nic.kick(RX);
-    let frames = (0..100).map(|i| frame(PLAIN, 60, i));
+    let frames = (0..50).map(|i| frame(PLAIN, 60, i));
     assert_eq!(nic.peer.give_frames(frames), Drained::Empty);
-    assert_eq!(nic.used(RX).len(), 100);
+    assert_eq!(nic.used(RX).len(), 50);
     let statistics = nic.device.rx_statistics(0).unwrap();
     assert_eq!(
         (statistics.frames, statistics.bytes, statistics.buffers),
-        (100, 6000, 100)
+        (50, 3000, 50)
     );
     assert_eq!((statistics.batches, statistics.notifications), (1, 1));
     assert_eq!(nic.calls[RX].count(), 1);
     // Refilling is no business of a device that has buffers: no kick is asked for.
     nic.add_rx(2000);
     assert!(!nic.kick(RX));
+}
+
+#[test]
+fn in_a_long_turn_the_driver_gets_frames_before_all_are_there() {
+    let mut nic = Nic::new();
+    for _ in 0..200 {
+        nic.add_rx(2000);
+    }
+    nic.kick(RX);
+    let frames = (0..150).map(|i| frame(PLAIN, 60, i));
+    assert_eq!(nic.peer.give_frames(frames), Drained::Empty);
+    assert_eq!(nic.used(RX).len(), 150);
+    // After 64, after 128, at the end.
+    let statistics = nic.device.rx_statistics(0).unwrap();
+    assert_eq!((statistics.frames, statistics.batches), (150, 3));
 }
 
 #[test]

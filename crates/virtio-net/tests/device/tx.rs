@@ -38,20 +38,33 @@ fn the_header_may_lie_in_any_pieces() {
 #[test]
 fn a_batch_is_flushed_published_and_told_once() {
     let mut nic = Nic::new();
-    for i in 0..100 {
+    for i in 0..50 {
         nic.add_tx(&frame(PLAIN, 60, i), &[]);
     }
     let flushes = nic.peer.state().flushes;
     assert!(nic.kick(TX));
-    assert_eq!(nic.peer.take().len(), 100);
+    assert_eq!(nic.peer.take().len(), 50);
     let used = nic.used(TX);
-    assert_eq!(used.len(), 100);
+    assert_eq!(used.len(), 50);
     let statistics = nic.device.tx_statistics(0).unwrap();
-    assert_eq!((statistics.frames, statistics.bytes), (100, 6000));
+    assert_eq!((statistics.frames, statistics.bytes), (50, 3000));
     assert_eq!(statistics.batches, 1);
     assert_eq!(statistics.notifications, 1);
     assert_eq!(nic.calls[TX].count(), 1);
     assert_eq!(nic.peer.state().flushes - flushes, 1);
+}
+
+#[test]
+fn in_a_long_turn_the_driver_sees_what_is_done_before_all_is() {
+    let mut nic = Nic::new();
+    for i in 0..150 {
+        nic.add_tx(&frame(PLAIN, 60, i), &[]);
+    }
+    nic.kick(TX);
+    assert_eq!(nic.used(TX).len(), 150);
+    // After 64, after 128, at the end.
+    let statistics = nic.device.tx_statistics(0).unwrap();
+    assert_eq!((statistics.frames, statistics.batches), (150, 3));
 }
 
 #[test]

@@ -40,8 +40,8 @@ impl<M: QueueMemory> Batch<M> {
         }
     }
 
-    /// The read of `token` is lent the chains of `ready` that its `room` lies in.
-    fn lend(&mut self, token: usize, ready: &mut Chains<M>, room: usize) {
+    /// The read of `token` is lent the chains of `ready` that its `room` lies in; how many.
+    fn lend(&mut self, token: usize, ready: &mut Chains<M>, room: usize) -> usize {
         if token == self.reads.len() {
             self.reads.push(Lent {
                 chains: Chains::new(),
@@ -49,7 +49,7 @@ impl<M: QueueMemory> Batch<M> {
             });
         }
         let Some(read) = self.reads.get_mut(token) else {
-            return;
+            return 0;
         };
         while read.chains.len < room
             && let Some(chain) = ready.pop_front()
@@ -57,6 +57,7 @@ impl<M: QueueMemory> Batch<M> {
             read.chains.push_back(chain);
         }
         read.room = room;
+        read.chains.list.len()
     }
 }
 
@@ -80,14 +81,16 @@ impl<M: QueueMemory> ActiveRx<M> {
         }
         let mut reads = 0;
         let mut gathered = Ok(());
-        while reads < max {
+        let mut lent = 0;
+        // The driver has the other half to fill again meanwhile.
+        while reads < max && lent < usize::from(self.buffers.queue.size() / 2) {
             gathered = self.buffers.gather(want, statistics);
             let room = self.buffers.lend(&mut self.iov, want);
             if gathered.is_err() || room < want || self.iov.is_empty() {
                 break;
             }
             source.queue(token_of(reads), &self.iov);
-            self.batch.lend(reads, &mut self.buffers.ready, room);
+            lent += self.batch.lend(reads, &mut self.buffers.ready, room);
             reads += 1;
         }
         let mut ended = false;
