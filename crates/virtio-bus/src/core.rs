@@ -52,6 +52,8 @@ pub enum Hold {
     Vmm,
     /// The driver has taken away the device's right to access memory (PCI: bus mastering).
     BusMaster,
+    /// The driver has put the device to sleep (PCI: D3hot).
+    Power,
 }
 
 /// One queue: its registers, and the two ends of its notifications. The kick lasts as long as the device
@@ -100,6 +102,7 @@ pub struct VirtioCore<M: GuestAddressSpace> {
     queues: Vec<Queue>,
     held_by_vmm: bool,
     held_by_bus_master: bool,
+    held_by_power: bool,
 }
 
 impl<M: GuestAddressSpace> VirtioCore<M> {
@@ -147,6 +150,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             queues,
             held_by_vmm: false,
             held_by_bus_master: false,
+            held_by_power: false,
         })
     }
 
@@ -182,6 +186,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             queues,
             held_by_vmm: _,
             held_by_bus_master: _,
+            held_by_power: _,
         } = self;
         for (index, queue) in (0..=u16::MAX).zip(queues) {
             let at = (returned.iter()).position(|queue| queue.index == QueueIndex(index));
@@ -302,6 +307,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
         match hold {
             Hold::Vmm => self.held_by_vmm = held,
             Hold::BusMaster => self.held_by_bus_master = held,
+            Hold::Power => self.held_by_power = held,
         }
         match (was_held, self.is_held()) {
             (false, true) => self.device.pause(),
@@ -324,7 +330,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
 
     /// Whether anything holds the device.
     pub fn is_held(&self) -> bool {
-        self.held_by_vmm || self.held_by_bus_master
+        self.held_by_vmm || self.held_by_bus_master || self.held_by_power
     }
 
     /// The device.

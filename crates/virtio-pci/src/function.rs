@@ -10,7 +10,7 @@ use virtio_bus::{
 };
 use virtqueue::NOTIFY_ON_EMPTY;
 use vm_memory::GuestAddressSpace;
-use vm_pci::{Attachment, BarIndex, BarWindow, ConfigEffect, MsiSink, Msix, PciFunction};
+use vm_pci::{Attachment, BarIndex, BarWindow, ConfigEffect, Express, MsiSink, Msix, PciFunction};
 
 use crate::interrupts::{Interrupts, QueueInterrupt};
 use crate::kicks::BoundKicks;
@@ -47,6 +47,9 @@ pub struct VirtioPciConfig {
     pub notification_data: bool,
     /// Offer VIRTIO_F_NOTIF_CONFIG_DATA: drivers name a queue in a notification as the device tells them to.
     pub notif_config_data: bool,
+    /// The PCI Express form, for a slot where functions have it: capabilities for function-level reset, power
+    /// states and the like.
+    pub express: Option<Express>,
 }
 
 impl Default for VirtioPciConfig {
@@ -62,6 +65,7 @@ impl Default for VirtioPciConfig {
             modern_pio_notify: false,
             notification_data: false,
             notif_config_data: false,
+            express: None,
         }
     }
 }

@@ -3,7 +3,7 @@
 use virtio::Id;
 use virtio::pci::CapCfgType;
 use vm_pci::registers::CAP_VENDOR;
-use vm_pci::{BarIndex, BarKind, FunctionState, IntxPin, MsixLayout, PciIdentity};
+use vm_pci::{BarIndex, BarKind, Express, FunctionState, IntxPin, MsixLayout, PciIdentity};
 
 use crate::function::VirtioPciConfig;
 use crate::legacy;
@@ -46,6 +46,7 @@ pub(crate) struct Form {
     modern: bool,
     page_per_vq: bool,
     pio_notify: bool,
+    express: Option<Express>,
 }
 
 impl Form {
@@ -66,6 +67,8 @@ impl Form {
             modern: config.modern,
             page_per_vq: config.page_per_vq,
             pio_notify: config.modern && config.modern_pio_notify,
+            // QEMU 7.2: a legacy function has no PCI Express form.
+            express: config.express.filter(|_| config.modern),
         })
     }
 
@@ -117,6 +120,9 @@ impl Form {
             },
         });
         function.set_interrupt_pin(Some(IntxPin::A));
+        if let Some(express) = &self.express {
+            function.add_express(express)?;
+        }
         if self.legacy.is_some() {
             let size = legacy::size(self.vectors != 0, self.config_len);
             function.add_bar(BarIndex::new(LEGACY_BAR)?, BarKind::Io, size)?;

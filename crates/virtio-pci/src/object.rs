@@ -16,7 +16,7 @@ use virtio_bus::{ANY_LAYOUT, KickBinder};
 use virtqueue::NOTIFY_ON_EMPTY;
 use vm_memory::GuestAddressSpace;
 use vm_pci::object::{PCI_DEVICE, PciDevice, PciDeviceClass};
-use vm_pci::{MsiSink, PciBus, PciFunction};
+use vm_pci::{Express, MsiSink, PciBus, PciFunction};
 
 use crate::{VirtioPci, VirtioPciConfig};
 
@@ -62,12 +62,18 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("notif_config_data", false)
         .describe("on/off: offer VIRTIO_F_NOTIF_CONFIG_DATA")
         .our_own(),
-    PropertyInfo::bool("aer", false)
-        .describe("on/off")
-        .unbuilt(OFF),
-    PropertyInfo::bool("ats", false)
-        .describe("on/off")
-        .unbuilt(OFF),
+    PropertyInfo::on_off_auto("express")
+        .describe("on/off/auto: PCI Express form; auto: behind a PCI Express port")
+        .our_own(),
+    // Of the PCI Express form.
+    PropertyInfo::bool("aer", false).describe("on/off"),
+    PropertyInfo::bool("ats", false).describe("on/off"),
+    PropertyInfo::bool("x-ats-page-aligned", true).describe("on/off"),
+    PropertyInfo::bool("x-disable-pcie", false).describe("on/off"),
+    PropertyInfo::bool("x-pcie-deverr-init", true).describe("on/off"),
+    PropertyInfo::bool("x-pcie-flr-init", true).describe("on/off"),
+    PropertyInfo::bool("x-pcie-lnkctl-init", true).describe("on/off"),
+    PropertyInfo::bool("x-pcie-pm-init", true).describe("on/off"),
     // It says what a migration stream has.
     PropertyInfo::bool("migrate-extra", true)
         .describe("on/off")
@@ -75,26 +81,7 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("virtio-pci-bus-master-bug-migration", false)
         .describe("on/off")
         .unbuilt(OFF),
-    PropertyInfo::bool("x-ats-page-aligned", true)
-        .describe("on/off")
-        .unbuilt(ON),
-    PropertyInfo::bool("x-disable-pcie", false)
-        .describe("on/off")
-        .unbuilt(OFF),
     PropertyInfo::bool("x-ignore-backend-features", false).unbuilt(OFF),
-    // On a conventional bus they say nothing.
-    PropertyInfo::bool("x-pcie-deverr-init", true)
-        .describe("on/off")
-        .unbuilt(ON),
-    PropertyInfo::bool("x-pcie-flr-init", true)
-        .describe("on/off")
-        .unbuilt(ON),
-    PropertyInfo::bool("x-pcie-lnkctl-init", true)
-        .describe("on/off")
-        .unbuilt(ON),
-    PropertyInfo::bool("x-pcie-pm-init", true)
-        .describe("on/off")
-        .unbuilt(ON),
 ];
 
 const OFF: Unbuilt = Unbuilt::Only(&Value::Bool(false));
@@ -144,6 +131,29 @@ impl Interfaces {
 fn is_behind_express_port(device: &Arc<Object>) -> bool {
     let bus = DeviceState::bus_of(device).and_then(|bus| bus.part::<PciBus>());
     bus.is_some_and(|bus| bus.is_express_port())
+}
+
+/// The PCI Express form of `device`, if it has one.
+fn express(device: &Arc<Object>) -> Result<Option<Express>, Error> {
+    let behind_port = is_behind_express_port(device);
+    let wanted = match device.get::<OnOffAuto>("express")? {
+        OnOffAuto::On => true,
+        OnOffAuto::Off => false,
+        OnOffAuto::Auto => behind_port,
+    };
+    if !wanted || device.get::<bool>("x-disable-pcie")? {
+        return Ok(None);
+    }
+    Ok(Some(Express {
+        is_integrated: !behind_port,
+        function_level_reset: device.get("x-pcie-flr-init")?,
+        power_states: device.get("x-pcie-pm-init")?,
+        error_reporting: device.get("x-pcie-deverr-init")?,
+        link_control: device.get("x-pcie-lnkctl-init")?,
+        advanced_error_reporting: device.get("aer")?,
+        address_translation: device.get("ats")?,
+        page_aligned: device.get("x-ats-page-aligned")?,
+    }))
 }
 
 /// What the legacy interface of `device` offers: what the model's properties say.
@@ -221,6 +231,7 @@ where
                 modern_pio_notify: device.get("modern-pio-notify")?,
                 notification_data: device.get("notification_data")?,
                 notif_config_data: device.get("notif_config_data")?,
+                express: express(device)?,
             },
             M::clone(&*machine.service::<M>()?),
             machine.service::<dyn MsiSink>()?,

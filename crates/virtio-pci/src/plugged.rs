@@ -68,6 +68,7 @@ impl<M: GuestAddressSpace> Plugged<M> {
         self.function.reset();
         self.interrupts.set_msix(false);
         self.core.set_hold(Hold::BusMaster, false);
+        self.core.set_hold(Hold::Power, false);
     }
 
     fn reset_device(&mut self) {
@@ -137,6 +138,14 @@ impl<M: GuestAddressSpace> Plugged<M> {
                 }
             }
         }
+        if change.function_reset {
+            // It takes BARs and command register along (PCI Express 6.0, 6.6.2).
+            self.reset();
+            return ConfigEffect {
+                windows_changed: true,
+            };
+        }
+        self.core.set_hold(Hold::Power, !change.is_on);
         let was_master = change.old_command.contains(Command::BUS_MASTER);
         let is_master = change.command.contains(Command::BUS_MASTER);
         if was_master != is_master {

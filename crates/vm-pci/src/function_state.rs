@@ -6,6 +6,7 @@ use crate::Error;
 use crate::bar::{BarIndex, BarWindow};
 use crate::bars::{BarKind, Bars};
 use crate::config::{ConfigSpace, PciIdentity};
+use crate::express::{Express, ExpressRegisters};
 use crate::function::{Attachment, ConfigEffect, Forwarding};
 use crate::intx::Intx;
 use crate::irq::{IntxPin, MsiSink, MsiVector};
@@ -22,6 +23,7 @@ pub struct FunctionState {
     config: ConfigSpace,
     bars: Bars,
     msix: Option<(u16, Msix)>,
+    express: Option<ExpressRegisters>,
     pin: Option<IntxPin>,
     intx: Arc<Intx>,
     /// While the function is on its bus.
@@ -40,6 +42,11 @@ pub struct ConfigChange {
     pub command: Command,
     /// MSI-X was switched on or off.
     pub msix_toggled: bool,
+    /// Software wants a function-level reset: the owner resets its own state and calls
+    /// [`reset`](FunctionState::reset), all before the write returns. What the other fields say is then past.
+    pub function_reset: bool,
+    /// The function is in D0; else it must neither reach memory nor interrupt, and decodes nothing.
+    pub is_on: bool,
 }
 
 impl FunctionState {
@@ -49,6 +56,7 @@ impl FunctionState {
             config: ConfigSpace::new(identity),
             bars: Bars::new(),
             msix: None,
+            express: None,
             pin: None,
             intx: Arc::default(),
             forwarding: None,
@@ -68,6 +76,16 @@ impl FunctionState {
     /// As [`Bars::register`].
     pub fn add_bar(&mut self, bar: BarIndex, kind: BarKind, size: u64) -> Result<(), Error> {
         self.bars.register(&mut self.config, bar, kind, size)
+    }
+
+    /// Gives the function its PCI Express form: capabilities for that, for power management and, beyond 256 bytes,
+    /// what `express` says. A function that has it answers to function-level resets and power states.
+    ///
+    /// # Errors
+    /// [`Error::NoCapabilityRoom`].
+    pub fn add_express(&mut self, express: &Express) -> Result<(), Error> {
+        self.express = Some(ExpressRegisters::add(&mut self.config, express)?);
+        Ok(())
     }
 
     /// Adds a capability to the head of the list and returns where it is; see
@@ -144,18 +162,25 @@ impl FunctionState {
     /// the interrupt pin.
     pub fn config_write(&mut self, offset: u16, data: &[u8]) -> ConfigChange {
         let windows_before = self.windows();
+        let was_on = self.is_on();
+        let power = self.express.map(|express| express.power(&self.config));
         let written = self.config.write(offset, data);
+        if let (Some(express), Some(before)) = (self.express, power) {
+            express.settle_power(&mut self.config, before);
+        }
+        let is_on = self.is_on();
         let mut msix_toggled = false;
         if let Some((control, msix)) = &mut self.msix {
             let enabled = msix.enabled();
-            msix.set_bus_master(written.command.contains(Command::BUS_MASTER));
+            msix.set_bus_master(is_on && written.command.contains(Command::BUS_MASTER));
             msix.set_control(self.config.u16(*control));
             msix_toggled = enabled != msix.enabled();
         }
-        if written.command != written.old_command || msix_toggled {
+        let switched = was_on != is_on;
+        if written.command != written.old_command || msix_toggled || switched {
             self.suppress_intx();
         }
-        let moved = written.bars_changed || written.command != written.old_command;
+        let moved = written.bars_changed || written.command != written.old_command || switched;
         ConfigChange {
             effect: ConfigEffect {
                 windows_changed: moved && self.windows() != windows_before,
@@ -163,12 +188,26 @@ impl FunctionState {
             old_command: written.old_command,
             command: written.command,
             msix_toggled,
+            function_reset: self
+                .express
+                .is_some_and(|express| express.resets(offset, data)),
+            is_on,
         }
     }
 
-    /// The windows that are decoded now.
+    /// Whether the function is in D0, as it always is without power management.
+    pub fn is_on(&self) -> bool {
+        self.express
+            .is_none_or(|express| express.is_on(&self.config))
+    }
+
+    /// The windows that are decoded now: none in D3hot.
     pub fn windows(&self) -> Vec<BarWindow> {
-        self.bars.windows(&self.config)
+        if self.is_on() {
+            self.bars.windows(&self.config)
+        } else {
+            Vec::new()
+        }
     }
 
     /// Those of the [`windows`](Self::windows) to which accesses come: none while the function is on
@@ -256,6 +295,7 @@ impl FunctionState {
 
     fn suppress_intx(&self) {
         let disabled = self.command().contains(Command::INTX_DISABLE);
-        self.intx.suppress(disabled || self.msix_enabled());
+        self.intx
+            .suppress(disabled || self.msix_enabled() || !self.is_on());
     }
 }

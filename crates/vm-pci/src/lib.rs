@@ -80,6 +80,7 @@
 //! |---|---|
 //! | `function`, `function_state` | a function as its bus sees it, and what each one keeps |
 //! | `config`, [`registers`] | configuration space, its masks and capability lists |
+//! | `express` | PCI Express form: function-level reset, power states, error reporting |
 //! | `bar`, `bars` | base address registers and the windows that they decode |
 //! | `irq`, `intx`, `msix` | interrupts: the machine's side, pins, and MSI-X |
 //! | `bus`, `address` | the places for functions |
@@ -90,8 +91,7 @@
 //! Locks, in their order: a function's own, its [`Intx`], the shared line, the machine's. The
 //! bus and the window map hold theirs only while they look something up.
 //!
-//! Not here yet: bridges and root ports (bus numbers other than 0 are empty), MSI without X, power
-//! management, function-level reset, expansion ROMs.
+//! Not here yet: bridges and root ports (bus numbers other than 0 are empty), MSI without X, expansion ROMs.
 
 mod address;
 mod aperture;
@@ -102,6 +102,7 @@ mod bridge;
 mod bus;
 mod config;
 mod error;
+mod express;
 mod function;
 mod function_state;
 mod host;
@@ -122,6 +123,7 @@ pub use bars::{BarKind, Bars};
 pub use bus::PciBus;
 pub use config::{ConfigSpace, ConfigWritten, PciIdentity};
 pub use error::Error;
+pub use express::Express;
 pub use function::{Attachment, ConfigEffect, Forwarding, PciFunction};
 pub use function_state::{ConfigChange, FunctionState};
 pub use host::{PciHost, PciHostConfig};

@@ -173,6 +173,34 @@ fn what_only_the_legacy_interface_offers_is_the_users_choice() {
 }
 
 #[test]
+fn the_pci_express_form_has_what_the_properties_say() {
+    let dword = |properties: &str, offset| {
+        let rig = Rig::new();
+        rig.device(&format!("virtio-net-pci{properties}")).unwrap();
+        u32::from_le_bytes(rig.config(devfn(1), offset))
+    };
+    // (properties, offset, what is read)
+    let table = [
+        (",aer=on,ats=on", 0x40, 0x0110_0009),
+        (",aer=on,ats=on", 0x100, 0),
+        (",express=on", 0x40, 0x0092_0010),
+        (",express=on", 0x44, 0x1000_8000),
+        (",express=on,x-pcie-flr-init=off", 0x44, 0x8000),
+        (",express=on", 0x7c, 0x0003_4001),
+        (",express=on", 0x100, 0),
+        (",express=on,aer=on", 0x100, 0x0002_0001),
+        (",express=on,ats=on", 0x100, 0x0001_000f),
+        (",express=on,ats=on", 0x104, 0x20),
+        (",express=on,ats=on,x-ats-page-aligned=off", 0x104, 0),
+        (",express=on,x-disable-pcie=on", 0x40, 0x0110_0009),
+    ];
+    for (properties, offset, expected) in table {
+        let read = dword(properties, offset);
+        assert_eq!(read, expected, "{properties} {offset:#x}: {read:#x}");
+    }
+}
+
+#[test]
 fn addr_says_where_the_function_goes() {
     // (addr, device, function)
     let table = [

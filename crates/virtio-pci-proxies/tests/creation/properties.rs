@@ -140,7 +140,6 @@ fn what_is_not_built_is_refused_by_name() {
         ),
         ("romfile=none", "virtio-net-pci", none),
         ("multifunction=on", "virtio-net-pci", off),
-        ("ats=on", "virtio-net-pci", off),
         (
             "vectors=2049",
             "virtio-net-pci",

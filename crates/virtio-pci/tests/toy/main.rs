@@ -6,6 +6,7 @@ mod device;
 mod driver;
 mod machine;
 
+mod express;
 mod hostile;
 mod legacy;
 mod lifecycle;
