@@ -10,6 +10,8 @@
 mod packed;
 mod split;
 
+use std::sync::atomic::Ordering;
+
 use virtio::F;
 pub use virtio_queue::desc::split::Descriptor;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
@@ -106,6 +108,34 @@ impl<M: QueueMemory> Driver<M> {
         }
     }
 
+    /// Writes a chain of `buffers`, and returns what makes it available: for another thread, or for a moment when
+    /// the driver is not at hand.
+    pub fn later(&mut self, buffers: &[Buffer]) -> impl FnOnce() + Send + 'static + use<M> {
+        let (at, value) = match self {
+            Self::Split(driver) => {
+                let head = driver.prepare(buffers);
+                driver.offer_quietly(head);
+                (driver.config().driver + 2, driver.avail_idx())
+            }
+            Self::Packed(driver) => driver.prepare(buffers),
+        };
+        let memory = self.memory().clone();
+        move || {
+            memory
+                .memory()
+                .store(value.to_le(), GuestAddress(at), Ordering::Release)
+                .expect("the ring is in guest memory");
+        }
+    }
+
+    /// Makes something available that no driver may: it breaks the queue.
+    pub fn offer_nonsense(&mut self) {
+        match self {
+            Self::Split(driver) => driver.offer(u16::MAX),
+            Self::Packed(driver) => driver.offer_nonsense(),
+        }
+    }
+
     /// Whether the device wants a kick for what was made available since the last call.
     pub fn kick_wanted(&mut self) -> bool {
         match self {
@@ -142,11 +172,15 @@ impl<M: QueueMemory> Driver<M> {
         }
     }
 
-    /// Asks not to be notified, or to be, whatever the event index says. A split ring with an event index has
-    /// no such flag.
+    /// Asks not to be notified, or to be of the next element. A split ring with an event index has no flag for it,
+    /// but an index that is far away.
     pub fn set_no_interrupt(&mut self, no_interrupt: bool) {
         match self {
-            Self::Split(driver) => driver.set_no_interrupt(no_interrupt),
+            Self::Split(driver) => {
+                driver.set_no_interrupt(no_interrupt);
+                let far = u16::from(no_interrupt);
+                driver.set_used_event(driver.taken().wrapping_sub(far));
+            }
             Self::Packed(driver) => driver.set_no_interrupt(no_interrupt),
         }
     }

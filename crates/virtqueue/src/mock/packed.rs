@@ -125,19 +125,7 @@ impl<M: QueueMemory> PackedDriver<M> {
 
     /// Makes a chain of `buffers` available and returns its buffer id.
     pub fn add(&mut self, buffers: &[Buffer]) -> u16 {
-        let mut descriptors: Vec<PackedDescriptor> = buffers
-            .iter()
-            .map(|buffer| PackedDescriptor {
-                address: buffer.address,
-                len: buffer.len,
-                id: 0xdead,
-                flags: buffer.flags() | NEXT,
-            })
-            .collect();
-        if let Some(last) = descriptors.last_mut() {
-            last.flags &= !NEXT;
-        }
-        self.add_descriptors(&mut descriptors)
+        self.add_descriptors(&mut direct(buffers))
     }
 
     /// Makes a chain of `buffers` available through an indirect table at `table`, and returns its buffer id.
@@ -163,6 +151,38 @@ impl<M: QueueMemory> PackedDriver<M> {
     /// Makes a chain of `descriptors` available: the id in the last of them, and the flags that say so in
     /// all, the first last (virtio 1.4, 2.8.17.1).
     fn add_descriptors(&mut self, descriptors: &mut [PackedDescriptor]) -> u16 {
+        let (slot, head, id) = self.prepare_descriptors(descriptors);
+        self.publish_descriptor(slot, head);
+        id
+    }
+
+    /// Writes a chain of `buffers` without making it available: that is the value of two bytes at an address, which is
+    /// the answer.
+    pub(super) fn prepare(&mut self, buffers: &[Buffer]) -> (u64, u16) {
+        let mut descriptors = direct(buffers);
+        let (slot, head, _) = self.prepare_descriptors(&mut descriptors);
+        self.write_body(slot, head);
+        (self.slot(slot) + FLAGS, head.flags)
+    }
+
+    /// Makes a descriptor available of which nothing else makes sense.
+    pub(super) fn offer_nonsense(&mut self) {
+        let descriptor = PackedDescriptor {
+            address: u64::MAX,
+            len: 1,
+            id: u16::MAX,
+            flags: self.next_avail.available(),
+        };
+        self.unasked.push(self.next_avail.value());
+        self.publish_descriptor(self.next_avail.offset, descriptor);
+    }
+
+    /// All of [`add_descriptors`](Self::add_descriptors) but the first descriptor: slot and descriptor of that,
+    /// and the id.
+    fn prepare_descriptors(
+        &mut self,
+        descriptors: &mut [PackedDescriptor],
+    ) -> (u16, PackedDescriptor, u16) {
         let count = u16::try_from(descriptors.len()).expect("a chain is short");
         self.free = self.free.checked_sub(count).expect("descriptors are free");
         let id = self.free_ids.pop().expect("an id is free");
@@ -179,8 +199,7 @@ impl<M: QueueMemory> PackedDriver<M> {
             self.next_avail = place.step(self.config.size);
         }
         let head = descriptors.first().expect("a chain has a buffer");
-        self.publish_descriptor(first.offset, *head);
-        id
+        (first.offset, *head, id)
     }
 
     /// Writes descriptor `slot` of the ring as it is, in no order.
@@ -195,18 +214,19 @@ impl<M: QueueMemory> PackedDriver<M> {
 
     /// Writes descriptor `slot` of the ring as it is, the flags last and behind all else.
     pub fn publish_descriptor(&mut self, slot: u16, descriptor: PackedDescriptor) {
+        self.write_body(slot, descriptor);
+        let at = GuestAddress(self.slot(slot) + FLAGS);
+        self.memory
+            .memory()
+            .store(descriptor.flags.to_le(), at, Ordering::Release)
+            .expect("the ring is in guest memory");
+    }
+
+    fn write_body(&self, slot: u16, descriptor: PackedDescriptor) {
         let at = self.slot(slot);
         self.write(at, descriptor.address.to_le());
         self.write(at + 8, descriptor.len.to_le());
         self.write(at + 12, descriptor.id.to_le());
-        self.memory
-            .memory()
-            .store(
-                descriptor.flags.to_le(),
-                GuestAddress(at + 14),
-                Ordering::Release,
-            )
-            .expect("the ring is in guest memory");
     }
 
     /// Descriptor `slot` of the ring as it is.
@@ -348,7 +368,7 @@ impl<M: QueueMemory> PackedDriver<M> {
     }
 
     fn load_flags(&self, slot: u16) -> u16 {
-        let at = GuestAddress(self.slot(slot) + 14);
+        let at = GuestAddress(self.slot(slot) + FLAGS);
         u16::from_le(
             self.memory
                 .memory()
@@ -372,6 +392,26 @@ impl<M: QueueMemory> PackedDriver<M> {
     fn read<T: ByteValued>(&self, address: u64) -> T {
         super::read(&self.memory, address)
     }
+}
+
+/// Where the flags of a descriptor are.
+const FLAGS: u64 = 14;
+
+fn direct(buffers: &[Buffer]) -> Vec<PackedDescriptor> {
+    let mut descriptors: Vec<PackedDescriptor> = buffers
+        .iter()
+        .map(|buffer| PackedDescriptor {
+            address: buffer.address,
+            len: buffer.len,
+            // Only the last one's means something.
+            id: 0xdead,
+            flags: buffer.flags() | NEXT,
+        })
+        .collect();
+    if let Some(last) = descriptors.last_mut() {
+        last.flags &= !NEXT;
+    }
+    descriptors
 }
 
 impl<M: QueueMemory> fmt::Debug for PackedDriver<M> {
