@@ -1,4 +1,5 @@
-//! The model alone: no transport, a driver that writes rings into memory, and a peer that does as told.
+//! The model alone: no transport, a driver that writes rings into memory, and a peer that does as told. The rings are
+//! split; `device_packed.rs` names the same modules, for packed ones.
 #![expect(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 
 mod announce;
