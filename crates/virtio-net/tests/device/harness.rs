@@ -14,7 +14,7 @@ use virtio::F;
 use virtio::net::F as NetF;
 use virtio_bus::{Activation, ActiveQueue, GuestNotifier, Transport, VirtioDevice};
 use virtio_net::{VirtioNet, VirtioNetConfig};
-use virtqueue::mock::{Buffer, SplitDriver};
+use virtqueue::mock::{Buffer, Driver};
 use virtqueue::{QueueIndex, QueueState};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -387,6 +387,11 @@ impl FrameSource for Source<'_> {
     }
 }
 
+/// Whether the rings are packed: in test programs whose name says so.
+pub(crate) fn packed() -> bool {
+    env!("CARGO_CRATE_NAME").ends_with("_packed")
+}
+
 /// A NIC whose driver has set DRIVER_OK, unless told otherwise.
 pub(crate) struct Nic {
     pub(crate) memory: Memory,
@@ -398,7 +403,7 @@ pub(crate) struct Nic {
     /// All pairs'.
     pub(crate) peers: Vec<Arc<Peer>>,
     pub(crate) reports: Arc<Reports>,
-    pub(crate) drivers: Vec<SplitDriver<Memory>>,
+    pub(crate) drivers: Vec<Driver<Memory>>,
     pub(crate) kicks: Vec<Arc<EventFd>>,
     pub(crate) calls: Vec<Arc<Call>>,
     pub(crate) features: F,
@@ -447,8 +452,16 @@ impl Nic {
         contexts: Option<Vec<Arc<dyn AioContext>>>,
         config: VirtioNetConfig,
         prepare: &dyn Fn(&mut PeerState),
-        wanted: NetF,
+        mut wanted: NetF,
     ) -> Self {
+        let config = VirtioNetConfig {
+            packed: packed(),
+            ..config
+        };
+        if !wanted.contains(NetF::VERSION_1) {
+            // The legacy interface has no bit for it.
+            wanted -= NetF::RING_PACKED;
+        }
         let clock = VirtualClock::new();
         let context = EventLoop::with_clock(clock.clone()).unwrap();
         let contexts = contexts.unwrap_or_else(|| vec![context.clone()]);
@@ -494,8 +507,13 @@ impl Nic {
         }
     }
 
+    /// Where a queue begins.
+    pub(crate) fn fresh(&self) -> QueueState {
+        QueueState::initial(self.features)
+    }
+
     pub(crate) fn activate(&self) {
-        self.activate_from(&vec![QueueState::default(); self.drivers.len()]);
+        self.activate_from(&vec![self.fresh(); self.drivers.len()]);
     }
 
     pub(crate) fn activate_from(&self, states: &[QueueState]) {
@@ -591,13 +609,7 @@ impl Nic {
         queue: usize,
         buffers: &[Buffer],
     ) -> impl FnOnce() + Send + 'static {
-        let driver = &mut self.drivers[queue];
-        let head = driver.prepare(buffers);
-        driver.offer_quietly(head);
-        let memory = self.memory.clone();
-        let index = driver.avail_idx();
-        let at = GuestAddress(driver.config().driver + 2);
-        move || memory.store(index.to_le(), at, Ordering::Release).unwrap()
+        self.drivers[queue].later(buffers)
     }
 
     pub(crate) fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
@@ -688,11 +700,9 @@ pub(crate) fn frame(header: [u8; HEADER], len: usize, seed: u8) -> Vec<u8> {
     frame
 }
 
-fn rings(memory: &Memory, device: &VirtioNet<Memory>, features: F) -> Vec<SplitDriver<Memory>> {
+fn rings(memory: &Memory, device: &VirtioNet<Memory>, features: F) -> Vec<Driver<Memory>> {
     let sizes = (0..).zip(device.queue_max_sizes());
     sizes
-        .map(|(i, size)| {
-            SplitDriver::new(memory.clone(), GuestAddress(i * 0x1_0000), size, features)
-        })
+        .map(|(i, size)| Driver::new(memory.clone(), GuestAddress(i * 0x1_0000), size, features))
         .collect()
 }

@@ -304,7 +304,7 @@ fn a_frame_received_before_a_pair_is_left_is_told_before_the_answer() {
 fn a_broken_queue_stops_alone() {
     let mut nic = nic();
     assert_eq!(nic.command(&set_pairs(3)), OK);
-    nic.drivers[3].set_avail_idx(1000);
+    nic.drivers[3].offer_nonsense();
     nic.kicks[3].write(1).unwrap();
     nic.turn();
     assert_eq!(nic.resets().len(), 1);

@@ -6,7 +6,7 @@ use net_client::{Drained, DropReason};
 use virtio::net::F as NetF;
 use virtio_bus::VirtioDevice;
 use virtio_net::VirtioNetConfig;
-use virtqueue::{QueueIndex, QueueState};
+use virtqueue::QueueIndex;
 
 use crate::harness::{ERR, Nic, OK, PeerState};
 
@@ -500,7 +500,7 @@ fn rss_is_enough_to_have_several_pairs() {
 fn one_pair_alone_has_its_frames_read_in_place() {
     let nic = Nic::idle_pairs(1, config(), &|_| {}, NetF::all());
     nic.device.negotiate(nic.features).unwrap();
-    nic.activate_from(&[QueueState::default(); 3]);
+    nic.activate_from(&[nic.fresh(); 3]);
     let mut nic = nic;
     let rss = Rss {
         mask: 0,

@@ -478,7 +478,7 @@ fn a_read_that_goes_on_and_turns_out_larger_takes_what_is_ready() {
 #[test]
 fn a_ring_that_makes_no_sense_stops_the_queue_and_the_peer() {
     let mut nic = Nic::new();
-    nic.drivers[RX].offer(999);
+    nic.drivers[RX].offer_nonsense();
     nic.kick(RX);
     assert_eq!(nic.peer.give_frames([frame(PLAIN, 60, 0)]), Drained::NoRoom);
     assert_eq!(nic.resets().len(), 1);
