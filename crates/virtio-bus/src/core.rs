@@ -2,6 +2,7 @@
 
 mod legacy;
 mod registers;
+mod suspend;
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -100,6 +101,8 @@ pub struct VirtioCore<M: GuestAddressSpace> {
     generation: u8,
     queue_select: u16,
     queues: Vec<Queue>,
+    /// While the driver has suspended the device: its configuration space from before.
+    suspended: Option<Box<[u8]>>,
     held_by_vmm: bool,
     held_by_bus_master: bool,
     held_by_power: bool,
@@ -148,6 +151,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             generation: 0,
             queue_select: 0,
             queues,
+            suspended: None,
             held_by_vmm: false,
             held_by_bus_master: false,
             held_by_power: false,
@@ -172,6 +176,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
     /// (virtio 1.4, 2.4.1). Being held is not the driver's state and stays.
     pub fn reset(&mut self) {
         let mut returned = self.device.reset();
+        self.end_suspension();
         let Self {
             device: _,
             memory: _,
@@ -184,6 +189,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             generation: _,
             queue_select,
             queues,
+            suspended: _,
             held_by_vmm: _,
             held_by_bus_master: _,
             held_by_power: _,
@@ -208,6 +214,9 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             return StatusEffect::Reset;
         }
         let written = DeviceStatus::from_bits_retain(value);
+        if let Some(effect) = self.suspend_or_resume(written) {
+            return effect;
+        }
         let mut effect = StatusEffect::Noted;
         for next in &MOVES {
             if !next.is_made(self.status(), written) {
@@ -309,6 +318,10 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             Hold::BusMaster => self.held_by_bus_master = held,
             Hold::Power => self.held_by_power = held,
         }
+        self.follow_hold(was_held);
+    }
+
+    fn follow_hold(&self, was_held: bool) {
         match (was_held, self.is_held()) {
             (false, true) => self.device.pause(),
             (true, false) => self.device.resume(),
@@ -330,7 +343,10 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
 
     /// Whether anything holds the device.
     pub fn is_held(&self) -> bool {
-        self.held_by_vmm || self.held_by_bus_master || self.held_by_power
+        self.suspended.is_some()
+            || self.held_by_vmm
+            || self.held_by_bus_master
+            || self.held_by_power
     }
 
     /// The device.

@@ -14,6 +14,9 @@ pub struct Health {
 
 const LIVE: u8 = 1;
 const BROKEN: u8 = 2;
+const SUSPENDED: u8 = 4;
+/// A configuration change notification was due while the device was suspended.
+const HELD_BACK: u8 = 8;
 
 impl Health {
     /// Whether DRIVER_OK is set and the device was told.
@@ -31,7 +34,37 @@ impl Health {
     /// second sends it, so exactly one is sent.
     #[must_use]
     pub fn set_broken(&self) -> bool {
-        self.bits.fetch_or(BROKEN, Ordering::AcqRel) & (LIVE | BROKEN) == LIVE
+        let before = self.set(|bits| BROKEN | held_back(bits));
+        before & (LIVE | BROKEN | SUSPENDED) == LIVE
+    }
+
+    /// The device has changed its configuration. True when a notification is due now: the driver is live, and
+    /// has not suspended the device, in which case it comes when the device resumes (virtio 1.4, 3.4).
+    #[must_use]
+    pub fn change_is_due(&self) -> bool {
+        self.set_config_changed();
+        self.set(held_back) & (LIVE | SUSPENDED) == LIVE
+    }
+
+    /// Nothing is notified until [`resume`](Self::resume).
+    pub(crate) fn suspend(&self) {
+        self.bits.fetch_or(SUSPENDED, Ordering::AcqRel);
+    }
+
+    /// The device goes on. True when a notification is due that was held back.
+    #[must_use]
+    pub(crate) fn resume(&self) -> bool {
+        let ended = !(SUSPENDED | HELD_BACK);
+        self.bits.fetch_and(ended, Ordering::AcqRel) & HELD_BACK != 0
+    }
+
+    /// Sets the bits that `more` makes of those that are set, and returns the latter.
+    fn set(&self, more: impl Fn(u8) -> u8) -> u8 {
+        let set = |bits| Some(bits | more(bits));
+        let done = self
+            .bits
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, set);
+        done.unwrap_or_else(|bits| bits)
     }
 
     /// Logs why the device cannot go on: once as a warning, since a guest that resets its device can
@@ -66,6 +99,11 @@ impl Health {
     }
 }
 
+/// What a notification that is due leaves behind.
+fn held_back(bits: u8) -> u8 {
+    if bits & SUSPENDED != 0 { HELD_BACK } else { 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +118,19 @@ mod tests {
         assert!(!health.set_live(), "told though nothing broke");
         assert!(health.set_broken(), "not told");
         assert!(!health.set_broken(), "told twice");
+    }
+
+    #[test]
+    fn what_comes_due_while_suspended_is_told_once_at_the_end() {
+        let health = Health::default();
+        assert!(!health.change_is_due(), "told before DRIVER_OK");
+        assert!(!health.set_live());
+        assert!(health.change_is_due());
+        health.suspend();
+        assert!(!health.change_is_due() && !health.set_broken(), "told");
+        assert!(health.resume(), "not told at the end");
+        health.suspend();
+        assert!(!health.resume(), "told though nothing changed");
+        assert!(health.change_is_due());
     }
 }

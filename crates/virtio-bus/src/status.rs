@@ -26,8 +26,8 @@ pub(crate) struct Move {
 /// bits of one write are taken.
 ///
 /// What is not here is ignored: the driver "MUST NOT clear a device status bit" (2.1.1), so a bit
-/// missing in a write stays set; DEVICE_NEEDS_RESET is the device's own; SUSPEND exists only with
-/// VIRTIO_F_SUSPEND, which no transport here offers. Writing 0 is no move but a reset.
+/// missing in a write stays set; DEVICE_NEEDS_RESET is the device's own; SUSPEND, which exists only
+/// with VIRTIO_F_SUSPEND, and DRIVER_OK after it are looked at before. Writing 0 is no move but a reset.
 pub(crate) const MOVES: [Move; 5] = [
     // "Set the ACKNOWLEDGE status bit: the guest OS has noticed the device." (3.1.1 step 2)
     Move {

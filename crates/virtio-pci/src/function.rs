@@ -47,6 +47,8 @@ pub struct VirtioPciConfig {
     pub notification_data: bool,
     /// Offer VIRTIO_F_NOTIF_CONFIG_DATA: drivers name a queue in a notification as the device tells them to.
     pub notif_config_data: bool,
+    /// Offer VIRTIO_F_SUSPEND: drivers may suspend the device and have it resume.
+    pub suspend: bool,
     /// The PCI Express form, for a slot where functions have it: capabilities for function-level reset, power
     /// states and the like.
     pub express: Option<Express>,
@@ -65,6 +67,7 @@ impl Default for VirtioPciConfig {
             modern_pio_notify: false,
             notification_data: false,
             notif_config_data: false,
+            suspend: false,
             express: None,
         }
     }
@@ -204,11 +207,12 @@ impl<M: GuestAddressSpace> fmt::Debug for VirtioPci<M> {
 fn transport_features(config: &VirtioPciConfig) -> TransportFeatures {
     let mut features = TransportFeatures {
         adds: F::VERSION_1,
-        withholds: F::SR_IOV | F::ADMIN_VQ | F::SUSPEND,
+        withholds: F::SR_IOV | F::ADMIN_VQ,
     };
     let choices = [
         (config.notification_data, F::NOTIFICATION_DATA),
         (config.notif_config_data, F::NOTIF_CONFIG_DATA),
+        (config.suspend, F::SUSPEND),
     ];
     for (wanted, feature) in choices {
         if wanted {

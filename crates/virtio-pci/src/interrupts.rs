@@ -144,8 +144,7 @@ impl Interrupts {
 
 impl Transport for Interrupts {
     fn config_changed(&self) {
-        self.health.set_config_changed();
-        if self.health.is_live() {
+        if self.health.change_is_due() {
             self.notify_config();
         }
     }

@@ -62,6 +62,9 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("notif_config_data", false)
         .describe("on/off: offer VIRTIO_F_NOTIF_CONFIG_DATA")
         .our_own(),
+    PropertyInfo::bool("suspend", false)
+        .describe("on/off: offer VIRTIO_F_SUSPEND")
+        .our_own(),
     PropertyInfo::on_off_auto("express")
         .describe("on/off/auto: PCI Express form; auto: behind a PCI Express port")
         .our_own(),
@@ -231,6 +234,7 @@ where
                 modern_pio_notify: device.get("modern-pio-notify")?,
                 notification_data: device.get("notification_data")?,
                 notif_config_data: device.get("notif_config_data")?,
+                suspend: device.get("suspend")?,
                 express: express(device)?,
             },
             M::clone(&*machine.service::<M>()?),

@@ -313,6 +313,9 @@ impl<M: GuestAddressSpace> Plugged<M> {
     fn counts(&mut self, register: Register, value: u32) -> bool {
         match register {
             Register::DeviceStatus if value == 0 => true,
+            Register::ConfigMsixVector | Register::QueueMsixVector if self.core.is_suspended() => {
+                false
+            }
             Register::DeviceFeatureSelect
             | Register::DriverFeatureSelect
             | Register::QueueSelect

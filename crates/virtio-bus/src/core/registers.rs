@@ -81,13 +81,19 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
         };
         let len = end.saturating_sub(offset).min(data.len());
         if let Some(inside) = data.get_mut(..len).filter(|data| !data.is_empty()) {
-            self.device.read_config(offset, inside);
+            match &self.suspended {
+                Some(before) => read_from(before, offset, inside),
+                None => self.device.read_config(offset, inside),
+            }
         }
         self.fold_generation();
     }
 
-    /// Writes configuration space; what is past its end is ignored.
+    /// Writes configuration space; what is past its end is ignored, and all while the device is suspended.
     pub fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if self.is_suspended() {
+            return;
+        }
         let (Ok(offset), end) = (usize::try_from(offset), self.device.config_len()) else {
             return;
         };
@@ -105,7 +111,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
     }
 
     fn fold_generation(&mut self) {
-        if self.health.take_config_changed() {
+        if !self.is_suspended() && self.health.take_config_changed() {
             self.generation = self.generation.wrapping_add(1);
         }
     }
@@ -222,7 +228,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
     /// Ignored unless VIRTIO_F_RING_RESET was negotiated and there is such a queue; the answer is
     /// whether it was reset, for a transport that has state of its own for each queue.
     pub fn reset_queue(&mut self) -> bool {
-        if !self.negotiated().contains(F::RING_RESET) {
+        if !self.negotiated().contains(F::RING_RESET) || self.is_suspended() {
             return false;
         }
         let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else {
@@ -294,14 +300,20 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
     /// The selected queue's registers, while the driver may write them: until it is enabled, and not
     /// after DRIVER_OK unless rings can be reset.
     fn registers(&mut self) -> Option<&mut QueueConfig> {
-        if self.status.contains(DeviceStatus::DRIVER_OK)
-            && !self.negotiated().contains(F::RING_RESET)
-        {
+        let frozen = self.status.contains(DeviceStatus::DRIVER_OK)
+            && !self.negotiated().contains(F::RING_RESET);
+        if frozen || self.is_suspended() {
             return None;
         }
         self.queues
             .get_mut(usize::from(self.queue_select))?
             .slot
             .registers()
+    }
+}
+
+fn read_from(bytes: &[u8], offset: usize, data: &mut [u8]) {
+    for (to, from) in data.iter_mut().zip(bytes.iter().skip(offset)) {
+        *to = *from;
     }
 }

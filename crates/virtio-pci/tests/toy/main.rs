@@ -11,4 +11,5 @@ mod hostile;
 mod legacy;
 mod lifecycle;
 mod looks;
+mod suspend;
 mod transfer;
