@@ -4,9 +4,10 @@
 mod support;
 
 use examples::machine::layout::PCI_FIRST_GSI;
-use virtio_guest::Interrupts;
+use virtio::net::F;
+use virtio_guest::{Interrupts, NetConfig};
 
-use support::{MESSAGES, Rig, in_own_network, interfaces, wait_until};
+use support::{DMA, MESSAGES, Rig, in_own_network, interfaces, wait_until};
 
 #[test]
 fn the_hosts_stack_answers_arp_and_ping() {
@@ -22,6 +23,29 @@ fn the_hosts_stack_answers_arp_and_ping() {
         // Each answer that was slept for was told of by the receive queue's own message.
         let receive = MESSAGES[1].data;
         assert!(driver.messages.contains(&receive), "{:?}", driver.messages);
+    });
+}
+
+#[test]
+fn rings_may_be_packed_and_used_in_order() {
+    in_own_network("rings_may_be_packed_and_used_in_order", || {
+        for format in [F::RING_PACKED, F::IN_ORDER, F::RING_PACKED | F::IN_ORDER] {
+            for events in [F::empty(), F::EVENT_IDX] {
+                let rig = Rig::with_nic(",packed=on,in_order=on");
+                let config = NetConfig {
+                    interrupts: Interrupts::Messages(&MESSAGES),
+                    features: NetConfig::default().features - F::EVENT_IDX | events | format,
+                    ..NetConfig::default()
+                };
+                let mut driver = rig.driver_like(0, DMA, &config);
+                assert!(driver.net.features().contains(format | events));
+                driver.resolve_host();
+                // More than the ring has, so that it goes round.
+                for sequence in 1..=200 {
+                    driver.ping_host(sequence);
+                }
+            }
+        }
     });
 }
 

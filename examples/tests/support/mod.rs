@@ -157,17 +157,22 @@ impl Rig {
         interrupts: Interrupts<'_>,
         dma: DmaRegion,
     ) -> Driver {
+        let config = NetConfig {
+            interrupts,
+            ..NetConfig::default()
+        };
+        self.driver_like(nic, dma, &config)
+    }
+
+    /// As [`driver_of`](Self::driver_of), configured otherwise.
+    pub(crate) fn driver_like(&self, nic: usize, dma: DmaRegion, config: &NetConfig<'_>) -> Driver {
         let view = DriverView::new(self.machine.clone());
         let address = pci::functions(&view, 0)
             .filter(|function| pci::is_virtio_net(&view, *function))
             .nth(nic)
             .expect("configuration space shows a virtio-net function");
         let transport = VirtioPciTransport::probe(view, address).unwrap();
-        let config = NetConfig {
-            interrupts,
-            ..NetConfig::default()
-        };
-        let net = NetDriver::new(transport, DmaMemory::new(dma), &config).unwrap();
+        let net = NetDriver::new(transport, DmaMemory::new(dma), config).unwrap();
         Driver {
             net,
             interrupts: self.interrupts.clone(),
