@@ -9,9 +9,9 @@ use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 
 use crate::coalesce::Gate;
 use crate::hash::{Hash, HashView, PEEK};
-use crate::header::{FLAGS, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS};
+use crate::header::{FLAGS, GSO_NONE, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS};
 use crate::kick::batch;
-use crate::lend::{lend_from, write_start};
+use crate::lend::{lend_from, read_start, write_start};
 use crate::pair::Layout;
 use crate::statistics::RxStatistics;
 
@@ -278,8 +278,7 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
         header_len,
         host_header_len,
         little_endian,
-        guest_csum,
-        guest_gso,
+        allowed,
         ..
     } = *layout;
     let write = |offset, bytes: &[u8]| {
@@ -294,12 +293,16 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
         write(0, zeroes.get(..header_len.min(HASH)).unwrap_or_default());
     } else {
         // The peer was told what the driver copes with; here it is seen to (virtio 1.4, 5.1.6.4.1).
-        // `VIRTIO_NET_HDR_GSO_NONE` is 0.
-        if !guest_csum {
-            write(FLAGS, &[0]);
+        let mut start = [0; 2];
+        if !read_start(first.writable(), &mut start) {
+            first.read_back(FLAGS, &mut start);
         }
-        if !guest_gso {
-            write(GSO_TYPE, &[0]);
+        let [flags, gso_type] = start;
+        if flags & !allowed.flags != 0 {
+            write(FLAGS, &[flags & allowed.flags]);
+        }
+        if !allowed.has(gso_type) {
+            write(GSO_TYPE, &[GSO_NONE]);
         }
     }
     if header_len > NUM_BUFFERS {

@@ -139,6 +139,49 @@ impl Header {
     }
 }
 
+/// What headers of received frames may say to the driver (virtio 1.4, 5.1.6.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Allowed {
+    pub(crate) flags: u8,
+    /// A bit for each type.
+    types: u8,
+}
+
+impl Allowed {
+    pub(crate) fn new(features: NetF) -> Self {
+        let flags = if features.contains(NetF::GUEST_CSUM) {
+            (HdrF::NEEDS_CSUM | HdrF::DATA_VALID).bits()
+        } else {
+            0
+        };
+        let types = [
+            (NetF::GUEST_TSO4, HdrGso::Tcpv4),
+            (NetF::GUEST_TSO6, HdrGso::Tcpv6),
+            (NetF::GUEST_UFO, HdrGso::Udp),
+            (NetF::GUEST_USO4 | NetF::GUEST_USO6, HdrGso::UdpL4),
+        ];
+        let types = (types.into_iter())
+            .filter(|(needs, _)| features.intersects(*needs))
+            .fold(1 << GSO_NONE, |types, (_, kind)| {
+                types | 1 << u8::from(kind)
+            });
+        Self { flags, types }
+    }
+
+    /// Whether a frame may be of this type.
+    pub(crate) fn has(self, gso_type: u8) -> bool {
+        match gso_type & !GSO_ECN {
+            kind @ 0..8 => self.types >> kind & 1 != 0,
+            _ => false,
+        }
+    }
+
+    /// Whether any frame may stand for several.
+    pub(crate) fn has_segments(self) -> bool {
+        self.types != 1 << GSO_NONE
+    }
+}
+
 /// What the driver may ask for in the headers of frames that it sends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TxRules {
@@ -216,7 +259,7 @@ impl TxRules {
 }
 
 const NEEDS_CSUM: u8 = HdrF::NEEDS_CSUM.bits();
-const GSO_NONE: u8 = HdrGso::None as u8;
+pub(crate) const GSO_NONE: u8 = HdrGso::None as u8;
 const GSO_ECN: u8 = HdrGso::Ecn as u8;
 
 #[cfg(test)]

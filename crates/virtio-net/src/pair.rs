@@ -23,9 +23,10 @@ use vmm_sys_util::eventfd::EventFd;
 pub(crate) use self::all::{set_offloads, set_queue_pairs};
 use self::limits::Waits;
 use self::steering::Steering;
-use crate::features::{guest_offload_features, header_len};
+use crate::features::header_len;
 use crate::filter::{FilterView, Mac};
 use crate::hash::HashView;
+use crate::header::Allowed;
 use crate::kick::{Watch, again};
 use crate::rx::{ActiveRx, After, Rx};
 use crate::shared::{Shared, lock};
@@ -49,10 +50,8 @@ pub(crate) struct Layout {
     pub(crate) stats: bool,
     /// The driver's header has the frame's hash.
     pub(crate) hash: bool,
-    /// The driver copes with frames whose checksum is left to it, or was checked.
-    pub(crate) guest_csum: bool,
-    /// And with frames longer than the MTU.
-    pub(crate) guest_gso: bool,
+    /// What headers of received frames may say.
+    pub(crate) allowed: Allowed,
 }
 
 /// A queue pair: the net client at the NIC's end of a link.
@@ -332,8 +331,7 @@ impl<M: QueueMemory> Pair<M> {
             },
             stats: features.contains(NetF::DEVICE_STATS),
             hash: features.contains(NetF::HASH_REPORT),
-            guest_csum: features.contains(NetF::GUEST_CSUM),
-            guest_gso: features.intersects(guest_offload_features() - NetF::GUEST_CSUM),
+            allowed: Allowed::new(features),
         }
     }
 

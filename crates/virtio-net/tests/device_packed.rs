@@ -11,6 +11,8 @@ mod ctrl;
 mod filter;
 #[path = "device/harness.rs"]
 mod harness;
+#[path = "device/headers.rs"]
+mod headers;
 #[path = "device/legacy.rs"]
 mod legacy;
 #[path = "device/life.rs"]

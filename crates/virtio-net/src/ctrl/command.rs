@@ -164,7 +164,7 @@ impl<M: QueueMemory> Commands<'_, M> {
         Some(())
     }
 
-    /// `VIRTIO_NET_CTRL_MQ` (virtio 1.4, 5.1.6.5.5)
+    /// `VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET` (virtio 1.4, 5.1.6.5.6)
     #[doc(alias = "virtio_net_handle_mq")]
     fn queue_pairs(&self, mut data: Data<'_, M>) -> Option<()> {
         self.negotiated(NetF::MQ)?;
@@ -235,7 +235,7 @@ impl<M: QueueMemory> Commands<'_, M> {
         Some(())
     }
 
-    /// `VIRTIO_NET_CTRL_GUEST_OFFLOADS` (virtio 1.4, 5.1.6.5.6)
+    /// `VIRTIO_NET_CTRL_GUEST_OFFLOADS` (virtio 1.4, 5.1.6.5.9)
     #[doc(alias = "virtio_net_handle_offloads")]
     fn guest_offloads(&self, command: ctrl::GuestOffloads, mut data: Data<'_, M>) -> Option<()> {
         if command != ctrl::GuestOffloads::Set {

@@ -422,7 +422,7 @@ impl<M: QueueMemory> ActiveRx<M> {
 
     /// Whether a frame in `chains`, or in what is ready, stands for several that are shorter.
     fn is_segmented(&self, chains: Option<&Chains<M>>) -> bool {
-        if self.layout.host_header_len == 0 || !self.layout.guest_gso {
+        if self.layout.host_header_len == 0 || !self.layout.allowed.has_segments() {
             return false;
         }
         let mut gso_type = [0];

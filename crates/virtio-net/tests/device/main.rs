@@ -7,6 +7,7 @@ mod coalesce;
 mod ctrl;
 mod filter;
 mod harness;
+mod headers;
 mod legacy;
 mod life;
 mod mtu;

@@ -88,7 +88,7 @@ impl<M: QueueMemory> ActiveRx<M> {
             return Err(Refused::Filtered);
         }
         let mut gso_type = [0];
-        if self.layout.host_header_len > 0 && self.layout.guest_gso {
+        if self.layout.host_header_len > 0 && self.layout.allowed.has_segments() {
             copy_from_iov(frame.iov, GSO_TYPE, &mut gso_type);
         }
         if over
