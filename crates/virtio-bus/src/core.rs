@@ -264,9 +264,12 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             );
             return false;
         }
-        // "A driver MUST accept VIRTIO_F_VERSION_1 if it is offered" (virtio 1.4, 6.1).
-        if (offered - chosen).contains(F::VERSION_1) {
-            tracing::debug!("the driver did not accept VIRTIO_F_VERSION_1");
+        // "A driver MUST accept VIRTIO_F_VERSION_1 if it is offered", and a device that reaches memory through an
+        // IOMMU "MAY fail to operate further if VIRTIO_F_ACCESS_PLATFORM is not accepted" (virtio 1.4, 6.1, 6.2).
+        let needed = F::VERSION_1 | F::ACCESS_PLATFORM;
+        let missing = (offered & needed) - chosen;
+        if !missing.is_empty() {
+            tracing::debug!(?missing, "the driver did not accept what it must");
             return false;
         }
         self.device

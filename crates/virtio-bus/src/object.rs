@@ -45,9 +45,8 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("notify_on_empty", true).describe("on/off"),
     PropertyInfo::bool("any_layout", true).describe("on/off"),
     PropertyInfo::bool("x-disable-legacy-check", false).unbuilt(OFF),
-    PropertyInfo::bool("iommu_platform", false)
-        .describe("on/off")
-        .unbuilt(OFF),
+    // The transport asks for it too: memory is handed to it as an IOMMU shows it, where there is one.
+    PropertyInfo::bool("iommu_platform", false).describe("on/off"),
     PropertyInfo::bool("packed", false).describe("on/off"),
     // Later than QEMU 7.2.
     PropertyInfo::bool("in_order", false).describe("on/off"),

@@ -47,6 +47,14 @@ pub struct VirtioPciConfig {
     pub notification_data: bool,
     /// Offer VIRTIO_F_NOTIF_CONFIG_DATA: drivers name a queue in a notification as the device tells them to.
     pub notif_config_data: bool,
+    /// Offer VIRTIO_F_ACCESS_PLATFORM, and want it accepted: the addresses that drivers give are those of the
+    /// machine's IOMMU. Guest memory is then to be given to [`VirtioPci::new`] as the IOMMU shows it to this function
+    /// (`vm_memory::IommuMemory` over the VMM's own `Iommu`). Not with the legacy interface, which has no such
+    /// feature. [QEMU: `iommu_platform`]
+    pub iommu_platform: bool,
+    /// Offer VIRTIO_F_ORDER_PLATFORM: drivers use the barriers of hardware devices, which are no weaker than what
+    /// the rings here ask for.
+    pub order_platform: bool,
     /// Offer VIRTIO_F_SUSPEND: drivers may suspend the device and have it resume.
     pub suspend: bool,
     /// The PCI Express form, for a slot where functions have it: capabilities for function-level reset, power
@@ -67,6 +75,8 @@ impl Default for VirtioPciConfig {
             modern_pio_notify: false,
             notification_data: false,
             notif_config_data: false,
+            iommu_platform: false,
+            order_platform: false,
             suspend: false,
             express: None,
         }
@@ -212,6 +222,8 @@ fn transport_features(config: &VirtioPciConfig) -> TransportFeatures {
     let choices = [
         (config.notification_data, F::NOTIFICATION_DATA),
         (config.notif_config_data, F::NOTIF_CONFIG_DATA),
+        (config.iommu_platform, F::ACCESS_PLATFORM),
+        (config.order_platform, F::ORDER_PLATFORM),
         (config.suspend, F::SUSPEND),
     ];
     for (wanted, feature) in choices {
@@ -244,8 +256,7 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> BusTransport<M> 
         });
         let form = Form::new(&self.config, id, vectors, device.config_len())
             .ok_or_else(|| PlugError::Unsuitable(Error::NoInterface.to_string()))?;
-        let offered = device.offered_features();
-        if form.has_legacy() && offered.contains(F::ACCESS_PLATFORM) {
+        if form.has_legacy() && self.config.iommu_platform {
             return Err(PlugError::Unsuitable(
                 "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device"
                     .to_owned(),

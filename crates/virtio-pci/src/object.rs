@@ -62,6 +62,9 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("notif_config_data", false)
         .describe("on/off: offer VIRTIO_F_NOTIF_CONFIG_DATA")
         .our_own(),
+    PropertyInfo::bool("order_platform", false)
+        .describe("on/off: offer VIRTIO_F_ORDER_PLATFORM")
+        .our_own(),
     PropertyInfo::bool("suspend", false)
         .describe("on/off: offer VIRTIO_F_SUSPEND")
         .our_own(),
@@ -234,6 +237,8 @@ where
                 modern_pio_notify: device.get("modern-pio-notify")?,
                 notification_data: device.get("notification_data")?,
                 notif_config_data: device.get("notif_config_data")?,
+                iommu_platform: device.get("iommu_platform")?,
+                order_platform: device.get("order_platform")?,
                 suspend: device.get("suspend")?,
                 express: express(device)?,
             },

@@ -23,7 +23,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
             if !written.contains(DeviceStatus::DRIVER_OK) {
                 return Some(StatusEffect::Noted);
             }
-            self.status = self.status - DeviceStatus::SUSPEND | DeviceStatus::DRIVER_OK;
+            self.status = (self.status - DeviceStatus::SUSPEND) | DeviceStatus::DRIVER_OK;
             if self.end_suspension()
                 && let Some(transport) = self.transport.upgrade()
             {
@@ -45,7 +45,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
         }
         self.suspended = Some(config.into());
         self.follow_hold(was_held);
-        self.status = self.status - DeviceStatus::DRIVER_OK | DeviceStatus::SUSPEND;
+        self.status = (self.status - DeviceStatus::DRIVER_OK) | DeviceStatus::SUSPEND;
         Some(StatusEffect::Noted)
     }
 

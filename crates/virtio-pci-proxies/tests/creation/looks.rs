@@ -173,6 +173,42 @@ fn what_only_the_legacy_interface_offers_is_the_users_choice() {
 }
 
 #[test]
+fn a_platform_with_an_iommu_is_the_modern_interfaces_alone() {
+    let refused = "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device";
+    for properties in ["", ",disable-legacy=off", ",disable-modern=on"] {
+        let rig = Rig::new();
+        let device = format!("virtio-net-pci,iommu_platform=on{properties}");
+        let error = rig.device(&device).unwrap_err().to_string();
+        assert_eq!(error, refused, "{properties}");
+        rig.assert_empty(properties);
+    }
+    // (properties, bits 33, 36, 38, 39 and 43 of what is offered)
+    let table = [
+        ("", 0),
+        (",iommu_platform=on", 1 << 1),
+        (",order_platform=on", 1 << 4),
+        (",notification_data=on", 1 << 6),
+        (",notif_config_data=on", 1 << 7),
+        (",suspend=on", 1 << 11),
+    ];
+    for (properties, expected) in table {
+        let rig = Rig::new();
+        let device = format!("virtio-net-pci-non-transitional{properties}");
+        rig.device(&device).unwrap();
+        rig.host.assign_resources().unwrap();
+        let at = devfn(1);
+        let low = u32::from_le_bytes(rig.config(at, 0x20)) & !0xf;
+        let high = u32::from_le_bytes(rig.config(at, 0x24));
+        let bar = u64::from(high) << 32 | u64::from(low);
+        let mut offered = [0; 4];
+        assert!(rig.host.mmio_write(bar, &[1, 0, 0, 0]));
+        assert!(rig.host.mmio_read(bar + 4, &mut offered));
+        let offered = u32::from_le_bytes(offered) & 0x8d2;
+        assert_eq!(offered, expected, "{properties}");
+    }
+}
+
+#[test]
 fn the_pci_express_form_has_what_the_properties_say() {
     let dword = |properties: &str, offset| {
         let rig = Rig::new();

@@ -132,7 +132,6 @@ fn what_is_not_built_is_refused_by_name() {
     let off = "is not supported with any value but 'off'";
     let none = "is not supported";
     let table = [
-        ("iommu_platform=on", "virtio-net-device", off),
         (
             "bootindex=1",
             "virtio-net-device",
