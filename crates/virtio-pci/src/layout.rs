@@ -178,7 +178,7 @@ impl Form {
 /// What is behind a BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contents {
-    /// The registers of virtio 1.4, 4.1.4.11.
+    /// The registers of virtio 1.4, 4.1.4.10.
     Legacy,
     /// The four structures of 4.1.4.
     Modern,

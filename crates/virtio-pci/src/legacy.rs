@@ -1,4 +1,4 @@
-//! The legacy interface: BAR 0, as drivers from before virtio 1.0 know it (virtio 1.4, 4.1.4.11).
+//! The legacy interface: BAR 0, as drivers from before virtio 1.0 know it (virtio 1.4, 4.1.4.10).
 //!
 //! Its registers are a header, two more while MSI-X is on, and the device's configuration space right behind
 //! them: that moves when a driver switches MSI-X.

@@ -45,7 +45,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
     }
 
     /// Sets the driver's choice. Bits that are not offered stay clear, since the driver cannot be told
-    /// otherwise; "Feature Bits 32 to 63 are not acknowledged" (virtio 1.4, 4.1.4.11). Ignored once the device runs:
+    /// otherwise; "Feature Bits 32 to 63 are not acknowledged" (virtio 1.4, 4.1.4.10). Ignored once the device runs:
     /// "devices finalized features on first-use" (3.1.2).
     pub fn set_legacy_driver_features(&mut self, value: u32) {
         if self.claim_legacy() && !self.health.is_live() {

@@ -105,6 +105,15 @@ impl Toy {
         std::mem::take(&mut *self.changed.lock().unwrap())
     }
 
+    /// What was negotiated for the device that runs.
+    pub(crate) fn features(&self) -> Option<F> {
+        self.given
+            .lock()
+            .unwrap()
+            .as_ref()
+            .map(|(features, _)| *features)
+    }
+
     pub(crate) fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Relaxed)
     }

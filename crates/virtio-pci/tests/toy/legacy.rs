@@ -242,6 +242,7 @@ fn features_that_are_not_offered_stay_clear_and_none_change_after_the_first_use(
     driver.place(0, 0x10);
     driver.notify(0);
     assert_eq!(machine.toy.lent(), 1);
+    assert_eq!(machine.toy.features(), Some(virtio::F::INDIRECT_DESC));
     driver.write(DRIVER_FEATURES, [0; 4]);
     assert_eq!(
         u32::from_le_bytes(driver.read(DRIVER_FEATURES)),
