@@ -120,6 +120,8 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let config = VirtioNetConfig {
         ctrl_by_front_end: true,
         mq: pairs > 1,
+        packed: true,
+        in_order: true,
         rx_queue_size: QUEUE_SIZE,
         tx_queue_size: QUEUE_SIZE,
         ..VirtioNetConfig::default()

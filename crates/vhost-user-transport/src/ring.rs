@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use virtio::F;
 use virtio_bus::ActiveQueue;
 use virtqueue::{QueueConfig, QueueIndex, QueueState};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
@@ -26,8 +27,8 @@ pub(crate) struct Ring {
     pub(crate) max_size: u16,
     pub(crate) size: u16,
     pub(crate) addresses: Option<Addresses>,
-    /// SET_VRING_BASE's number.
-    pub(crate) base: u32,
+    /// SET_VRING_BASE's number, or where it was stopped.
+    pub(crate) base: Option<u32>,
     pub(crate) kick: Option<Arc<EventFd>>,
     pub(crate) call: Arc<Call>,
     /// SET_VRING_ENABLE's word.
@@ -42,12 +43,18 @@ impl Ring {
             max_size,
             size: max_size,
             addresses: None,
-            base: 0,
+            base: None,
             kick: None,
             call: Arc::default(),
             enabled: false,
             running: false,
         }
+    }
+
+    /// Where it goes on from: where a ring begins, if nobody has said so.
+    pub(crate) fn base(&self, packed: bool) -> u32 {
+        let features = if packed { F::RING_PACKED } else { F::empty() };
+        (self.base).unwrap_or_else(|| base(QueueState::initial(features), packed))
     }
 
     /// What the device needs to run ring `index`.
@@ -79,16 +86,16 @@ impl Ring {
             driver: find("driver", addresses.available)?,
             device: find("device", addresses.used)?,
         };
+        let base = self.base(packed);
         let state = if packed {
-            packed_state(self.base)
+            packed_state(base)
         } else {
-            split_state(self.base, config.device, map)
+            split_state(base, config.device, map).map_err(|reason| Refusal::Base {
+                index: index.into(),
+                base,
+                reason,
+            })?
         };
-        let state = state.map_err(|reason| Refusal::Base {
-            index: index.into(),
-            base: self.base,
-            reason,
-        })?;
         Ok(ActiveQueue {
             index: QueueIndex(index),
             config,
@@ -113,16 +120,18 @@ fn split_state<G: GuestMemory>(base: u32, used: u64, map: &G) -> Result<QueueSta
 
 /// The base of a packed ring has where each side stands in 16 bits, with the wrap counter on top: the
 /// driver's in the low half, the device's in the high half.
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "as its counterpart for split rings"
-)]
-fn packed_state(base: u32) -> Result<QueueState, &'static str> {
+fn packed_state(base: u32) -> QueueState {
+    let start = QueueState::initial(F::RING_PACKED);
+    // Where a ring begins both halves are the same, and DPDK's virtio-user says the driver's alone, as it never
+    // goes on from elsewhere. No ring stops so: all of it would be taken and nothing used.
+    if base == u32::from(start.next_avail) {
+        return start;
+    }
     let [a, b, c, d] = base.to_le_bytes();
-    Ok(QueueState {
+    QueueState {
         next_avail: u16::from_le_bytes([a, b]),
         next_used: u16::from_le_bytes([c, d]),
-    })
+    }
 }
 
 /// What GET_VRING_BASE answers for a ring that stood at `state`.
@@ -147,7 +156,19 @@ mod tests {
             next_used: 0x0003,
         };
         assert_eq!(base(state, true), 0x0003_8005);
-        assert_eq!(packed_state(0x0003_8005), Ok(state));
+        assert_eq!(packed_state(0x0003_8005), state);
+    }
+
+    #[test]
+    fn a_packed_ring_begins_where_virtio_user_says_half_of_it() {
+        let start = QueueState {
+            next_avail: 0x8000,
+            next_used: 0x8000,
+        };
+        for base in [0x8000, 0x8000_8000] {
+            assert_eq!(packed_state(base), start, "{base:#x}");
+        }
+        assert_eq!(packed_state(0), QueueState::default(), "after a lap");
     }
 
     #[test]

@@ -120,6 +120,9 @@ impl VhostUserBackendReqHandler for Session {
     fn reset_device(&self) -> Result<()> {
         self.with(|plugged| {
             plugged.stop_device();
+            for ring in &mut plugged.rings {
+                ring.base = None;
+            }
             Ok(())
         })
     }
@@ -190,7 +193,7 @@ impl VhostUserBackendReqHandler for Session {
 
     fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
         self.set_up(index, "SET_VRING_BASE", |ring| {
-            ring.base = base;
+            ring.base = Some(base);
             Ok(())
         })
     }

@@ -245,10 +245,10 @@ impl Plugged {
             && let Ok(queue) = u16::try_from(index)
             && let Some(ActiveQueue { state, .. }) = self.device.stop_queue(QueueIndex(queue))
         {
-            ring.base = base(state, packed);
+            ring.base = Some(base(state, packed));
         }
         ring.kick = None;
-        ring.base
+        ring.base(packed)
     }
 
     /// As before the first front end.
@@ -268,7 +268,7 @@ impl Plugged {
     pub(crate) fn stop_device(&mut self) {
         for queue in self.device.reset() {
             if let Some(ring) = self.rings.get_mut(usize::from(queue.index.0)) {
-                ring.base = base(queue.state, self.features & F_RING_PACKED != 0);
+                ring.base = Some(base(queue.state, self.features & F_RING_PACKED != 0));
             }
         }
         for ring in &mut self.rings {

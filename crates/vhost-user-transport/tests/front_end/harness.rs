@@ -1,5 +1,6 @@
 //! A guest at the other end of the socket: memory in a file, rings in it, and the protocol's front end.
 
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vhost_user_transport::{ServeError, VhostUserTransport};
 use virtio::{F, le128};
 use virtio_net::{VirtioNet, VirtioNetConfig};
-use virtqueue::mock::{Buffer, SplitDriver};
+use virtqueue::mock::{Buffer, Driver};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::tempfile::TempFile;
@@ -27,6 +28,55 @@ pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(crate) type Map = Arc<GuestMemoryMmap<()>>;
+
+/// What a front end chooses for its rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Split,
+    SplitInOrder,
+    Packed,
+    PackedInOrder,
+}
+
+impl Format {
+    pub(crate) const ALL: [Self; 4] = [
+        Self::Split,
+        Self::SplitInOrder,
+        Self::Packed,
+        Self::PackedInOrder,
+    ];
+
+    pub(crate) fn is_packed(self) -> bool {
+        matches!(self, Self::Packed | Self::PackedInOrder)
+    }
+
+    /// Of what was offered, what is chosen.
+    fn choose(self, offered: u64) -> u64 {
+        let all = IN_ORDER | RING_PACKED;
+        assert_eq!(offered & all, all, "both are offered");
+        offered & !all
+            | match self {
+                Self::Split => 0,
+                Self::SplitInOrder => IN_ORDER,
+                Self::Packed => RING_PACKED,
+                Self::PackedInOrder => all,
+            }
+    }
+
+    /// What SET_VRING_BASE calls a ring that has taken and used so many entries of its first lap.
+    pub(crate) fn base(self, entries: u16) -> u32 {
+        if self.is_packed() {
+            0x8000_8000 | u32::from(entries) << 16 | u32::from(entries)
+        } else {
+            entries.into()
+        }
+    }
+}
+
+/// `VIRTIO_F_RING_PACKED`
+const RING_PACKED: u64 = 1 << 34;
+/// `VIRTIO_F_IN_ORDER`
+const IN_ORDER: u64 = 1 << 35;
 
 /// A NIC behind the transport; its wire is one recorder for each pair.
 pub(crate) struct Nic {
@@ -44,6 +94,8 @@ impl Nic {
         let config = VirtioNetConfig {
             mq: pairs > 1,
             ctrl_by_front_end: true,
+            packed: true,
+            in_order: true,
             ..VirtioNetConfig::default()
         };
         let ports = wires.iter().map(|wire| wire.port().clone()).collect();
@@ -58,38 +110,44 @@ impl Nic {
     }
 
     /// A front end that has just connected.
-    pub(crate) fn connect(&self) -> (Frontend, JoinHandle<Result<(), ServeError>>) {
+    pub(crate) fn connect(&self) -> (UnixStream, JoinHandle<Result<(), ServeError>>) {
         let (theirs, ours) = UnixStream::pair().unwrap();
         let transport = self.transport.clone();
         let served = thread::spawn(move || transport.serve(ours));
-        (Frontend::from_stream(theirs, 8), served)
+        (theirs, served)
     }
 }
 
 /// A front end that has negotiated, and its guest.
 pub(crate) struct Guest {
     pub(crate) frontend: Frontend,
+    /// The connection again, for what the front end's half of the crate cannot say.
+    socket: UnixStream,
     pub(crate) served: JoinHandle<Result<(), ServeError>>,
     pub(crate) memory: Map,
     pub(crate) region: VhostUserMemoryRegionInfo,
     pub(crate) features: u64,
+    pub(crate) format: Format,
     pub(crate) rings: Vec<GuestRing>,
     _file: TempFile,
 }
 
 /// One ring of the guest's.
 pub(crate) struct GuestRing {
-    pub(crate) driver: SplitDriver<Map>,
+    pub(crate) driver: Driver<Map>,
+    /// Chains made available so far.
+    added: u64,
     pub(crate) kick: EventFd,
     pub(crate) call: EventFd,
 }
 
 impl Guest {
-    /// Negotiates all that is offered, passes the memory, and lays out `rings` rings, set up but not started.
-    pub(crate) fn new(nic: &Nic, rings: usize) -> Self {
-        let (mut frontend, served) = nic.connect();
+    /// Negotiates all that is offered with rings of that `format`, passes the memory, and lays out `rings` rings, set up but not started.
+    pub(crate) fn new(nic: &Nic, rings: usize, format: Format) -> Self {
+        let (socket, served) = nic.connect();
+        let mut frontend = Frontend::from_stream(socket.try_clone().unwrap(), 8);
         frontend.set_owner().unwrap();
-        let features = frontend.get_features().unwrap();
+        let features = format.choose(frontend.get_features().unwrap());
         let protocol = frontend.get_protocol_features().unwrap();
         frontend.set_protocol_features(protocol).unwrap();
         assert!(protocol.contains(VhostUserProtocolFeatures::REPLY_ACK));
@@ -114,22 +172,25 @@ impl Guest {
         let negotiated = F::from_bits_retain(le128::from_ne(u128::from(features)));
         let rings = (0..rings)
             .map(|i| GuestRing {
-                driver: SplitDriver::new(
+                driver: Driver::new(
                     memory.clone(),
                     GuestAddress(0x2000 * i as u64),
                     SIZE,
                     negotiated,
                 ),
+                added: 0,
                 kick: EventFd::new(EFD_NONBLOCK).unwrap(),
                 call: EventFd::new(EFD_NONBLOCK).unwrap(),
             })
             .collect();
         let mut guest = Self {
             frontend,
+            socket,
             served,
             memory,
             region,
             features,
+            format,
             rings,
             _file: file,
         };
@@ -165,6 +226,17 @@ impl Guest {
             .unwrap();
     }
 
+    /// SET_VRING_BASE with all of its 32 bits; whether it was acknowledged.
+    pub(crate) fn set_base(&mut self, i: u32, base: u32) -> bool {
+        const SET_VRING_BASE: u32 = 10;
+        const VERSION_AND_NEED_REPLY: u32 = 1 | 8;
+        let message = [SET_VRING_BASE, VERSION_AND_NEED_REPLY, 8, i, base];
+        let message: Vec<u8> = message.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        self.socket.write_all(&message).unwrap();
+        let mut reply = [0; 20];
+        self.socket.read_exact(&mut reply).is_ok() && reply[12..] == [0; 8]
+    }
+
     /// All rings run and are in use.
     pub(crate) fn run(&mut self) {
         for i in 0..self.rings.len() {
@@ -175,7 +247,7 @@ impl Guest {
 
     /// Queues a frame on transmit queue `i`, and kicks.
     pub(crate) fn send(&mut self, i: usize, bytes: &[u8]) {
-        let at = 0x10_0000 + 0x1000 * u64::from(self.rings[i].driver.avail_idx() % 64);
+        let at = 0x10_0000 + 0x1000 * self.next_buffer(i);
         self.memory.write_slice(&[0; 12], GuestAddress(at)).unwrap();
         self.memory
             .write_slice(bytes, GuestAddress(at + 12))
@@ -187,10 +259,16 @@ impl Guest {
 
     /// Makes a buffer available on receive queue `i`, and kicks; where it is.
     pub(crate) fn offer(&mut self, i: usize) -> u64 {
-        let at = 0x18_0000 + 0x1000 * u64::from(self.rings[i].driver.avail_idx() % 64);
+        let at = 0x18_0000 + 0x1000 * self.next_buffer(i);
         self.rings[i].driver.add(&[Buffer::writable(at, 0x1000)]);
         self.rings[i].kick.write(1).unwrap();
         at
+    }
+
+    fn next_buffer(&mut self, i: usize) -> u64 {
+        let added = &mut self.rings[i].added;
+        *added += 1;
+        *added % 64
     }
 
     /// Waits for the next used element of ring `i`.
@@ -208,6 +286,7 @@ impl Guest {
     /// The front end leaves; what serving it came to.
     pub(crate) fn leave(self) -> Result<(), ServeError> {
         drop(self.frontend);
+        drop(self.socket);
         self.served.join().unwrap()
     }
 }

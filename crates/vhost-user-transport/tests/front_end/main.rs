@@ -15,7 +15,9 @@ use virtqueue::mock::Buffer;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use self::harness::{Guest, MEMORY, Nic, PROTOCOL_FEATURES, SIZE, USER, arrived, signalled};
+use self::harness::{
+    Format, Guest, MEMORY, Nic, PROTOCOL_FEATURES, SIZE, USER, arrived, signalled,
+};
 
 const FRAME: [u8; 60] = [0x5a; 60];
 
@@ -28,166 +30,185 @@ fn receive(nic: &Nic, bytes: &[u8]) {
 
 #[test]
 fn frames_pass_both_ways_and_are_signalled() {
-    let nic = Nic::new(1);
-    let mut guest = Guest::new(&nic, 2);
-    guest.run();
-    guest.send(1, &FRAME);
-    arrived(&nic.wires[0], &FRAME);
-    guest.used(1);
-    signalled(&guest.rings[1].call);
+    for format in Format::ALL {
+        let nic = Nic::new(1);
+        let mut guest = Guest::new(&nic, 2, format);
+        guest.run();
+        guest.send(1, &FRAME);
+        arrived(&nic.wires[0], &FRAME);
+        guest.used(1);
+        signalled(&guest.rings[1].call);
 
-    let at = guest.offer(0);
-    receive(&nic, &FRAME);
-    let (_, len) = guest.used(0);
-    signalled(&guest.rings[0].call);
-    assert_eq!(len, 72);
-    let mut bytes = [0; 60];
-    guest
-        .memory
-        .read_slice(&mut bytes, GuestAddress(at + 12))
-        .unwrap();
-    assert_eq!(bytes, FRAME);
-    assert!(guest.leave().is_ok());
+        let at = guest.offer(0);
+        receive(&nic, &FRAME);
+        let (_, len) = guest.used(0);
+        signalled(&guest.rings[0].call);
+        assert_eq!(len, 72);
+        let mut bytes = [0; 60];
+        guest
+            .memory
+            .read_slice(&mut bytes, GuestAddress(at + 12))
+            .unwrap();
+        assert_eq!(bytes, FRAME);
+        assert!(guest.leave().is_ok());
+    }
 }
 
 #[test]
 fn one_front_end_after_the_other_finds_the_device_as_new_and_the_wire_as_it_was() {
-    let nic = Nic::new(1);
-    for n in 0..5 {
-        let mut guest = Guest::new(&nic, 2);
-        guest.run();
-        let frame = [n; 80];
-        guest.send(1, &frame);
-        arrived(&nic.wires[0], &frame);
-        guest.offer(0);
-        guest.leave().unwrap();
-        assert!(nic.wires[0].port().peer().is_some(), "front end {n}");
+    for format in Format::ALL {
+        let nic = Nic::new(1);
+        for n in 0..5 {
+            let mut guest = Guest::new(&nic, 2, format);
+            guest.run();
+            let frame = [n; 80];
+            guest.send(1, &frame);
+            arrived(&nic.wires[0], &frame);
+            guest.offer(0);
+            guest.leave().unwrap();
+            assert!(nic.wires[0].port().peer().is_some(), "front end {n}");
+        }
     }
 }
 
 #[test]
 fn a_second_front_end_at_the_same_time_is_sent_away() {
-    let nic = Nic::new(1);
-    let mut guest = Guest::new(&nic, 2);
-    guest.run();
-    let (_socket, ours) = UnixStream::pair().unwrap();
-    assert!(matches!(
-        nic.transport.serve(ours),
-        Err(ServeError::Occupied)
-    ));
-    guest.send(1, &FRAME);
-    arrived(&nic.wires[0], &FRAME);
+    for format in Format::ALL {
+        let nic = Nic::new(1);
+        let mut guest = Guest::new(&nic, 2, format);
+        guest.run();
+        let (_socket, ours) = UnixStream::pair().unwrap();
+        assert!(matches!(
+            nic.transport.serve(ours),
+            Err(ServeError::Occupied)
+        ));
+        guest.send(1, &FRAME);
+        arrived(&nic.wires[0], &FRAME);
+    }
 }
 
 #[test]
 fn a_ring_that_is_stopped_says_where_it_stands_and_goes_on_from_there() {
-    let nic = Nic::new(1);
-    let mut guest = Guest::new(&nic, 2);
-    guest.run();
-    for _ in 0..3 {
-        guest.send(1, &FRAME);
-        guest.used(1);
+    for format in Format::ALL {
+        let nic = Nic::new(1);
+        let mut guest = Guest::new(&nic, 2, format);
+        guest.run();
+        for _ in 0..3 {
+            guest.send(1, &FRAME);
+            guest.used(1);
+        }
+        // A buffer that was not used is not lost: it is taken again.
+        guest.offer(0);
+        let (at, start) = (format.base(3), format.base(0));
+        assert_eq!(guest.frontend.get_vring_base(1).unwrap(), at);
+        assert_eq!(guest.frontend.get_vring_base(0).unwrap(), start);
+        guest.send(1, &[0x77; 70]);
+        assert!(guest.set_base(1, at));
+        assert!(guest.set_base(0, start));
+        guest.start(1);
+        guest.start(0);
+        arrived(&nic.wires[0], &[0x77; 70]);
+        receive(&nic, &FRAME);
+        guest.used(0);
     }
-    // A buffer that was not used is not lost: it is taken again.
-    guest.offer(0);
-    assert_eq!(guest.frontend.get_vring_base(1).unwrap(), 3);
-    assert_eq!(guest.frontend.get_vring_base(0).unwrap(), 0);
-    guest.send(1, &[0x77; 70]);
-    guest.frontend.set_vring_base(1, 3).unwrap();
-    guest.frontend.set_vring_base(0, 0).unwrap();
-    guest.start(1);
-    guest.start(0);
-    arrived(&nic.wires[0], &[0x77; 70]);
-    receive(&nic, &FRAME);
-    guest.used(0);
 }
 
 #[test]
 fn rings_that_are_not_enabled_pass_nothing() {
-    let nic = Nic::new(1);
-    let mut guest = Guest::new(&nic, 2);
-    guest.start(0);
-    guest.start(1);
-    guest.offer(0);
-    guest.send(1, &FRAME);
-    // It is dropped, and the guest has its memory back.
-    guest.used(1);
-    let _ = nic.wires[0].port().send_bytes(&FRAME);
-    nic.wires[0].port().flush(&mut |_| {});
-    assert!(nic.wires[0].is_empty());
-    assert_eq!(guest.rings[0].driver.published(), 0);
-    guest.frontend.set_vring_enable(0, true).unwrap();
-    guest.frontend.set_vring_enable(1, true).unwrap();
-    guest.send(1, &[1; 64]);
-    arrived(&nic.wires[0], &[1; 64]);
+    for format in Format::ALL {
+        let nic = Nic::new(1);
+        let mut guest = Guest::new(&nic, 2, format);
+        guest.start(0);
+        guest.start(1);
+        guest.offer(0);
+        guest.send(1, &FRAME);
+        // It is dropped, and the guest has its memory back.
+        guest.used(1);
+        let _ = nic.wires[0].port().send_bytes(&FRAME);
+        nic.wires[0].port().flush(&mut |_| {});
+        assert!(nic.wires[0].is_empty());
+        assert!(!guest.rings[0].driver.has_used());
+        guest.frontend.set_vring_enable(0, true).unwrap();
+        guest.frontend.set_vring_enable(1, true).unwrap();
+        guest.send(1, &[1; 64]);
+        arrived(&nic.wires[0], &[1; 64]);
+    }
 }
 
 #[test]
 fn several_pairs_need_no_control_queue_of_the_devices() {
-    let nic = Nic::new(2);
-    let mut guest = Guest::new(&nic, 4);
-    assert_ne!(guest.features & 1 << 22, 0, "VIRTIO_NET_F_MQ");
-    assert_eq!(guest.features & 1 << 17, 0, "VIRTIO_NET_F_CTRL_VQ");
-    assert_eq!(guest.frontend.get_queue_num().unwrap(), 4);
-    guest.run();
-    for (ring, wire, byte) in [(1, 0, 0x10), (3, 1, 0x11)] {
-        let frame = [byte; 90];
-        guest.send(ring, &frame);
-        arrived(&nic.wires[wire], &frame);
+    for format in Format::ALL {
+        let nic = Nic::new(2);
+        let mut guest = Guest::new(&nic, 4, format);
+        assert_ne!(guest.features & 1 << 22, 0, "VIRTIO_NET_F_MQ");
+        assert_eq!(guest.features & 1 << 17, 0, "VIRTIO_NET_F_CTRL_VQ");
+        assert_eq!(guest.frontend.get_queue_num().unwrap(), 4);
+        guest.run();
+        for (ring, wire, byte) in [(1, 0, 0x10), (3, 1, 0x11)] {
+            let frame = [byte; 90];
+            guest.send(ring, &frame);
+            arrived(&nic.wires[wire], &frame);
+        }
+        guest.frontend.set_vring_enable(2, false).unwrap();
+        guest.frontend.set_vring_enable(3, false).unwrap();
+        guest.send(3, &FRAME);
+        guest.used(3);
+        guest.used(3);
+        assert!(nic.wires[1].is_empty());
     }
-    guest.frontend.set_vring_enable(2, false).unwrap();
-    guest.frontend.set_vring_enable(3, false).unwrap();
-    guest.send(3, &FRAME);
-    guest.used(3);
-    guest.used(3);
-    assert!(nic.wires[1].is_empty());
 }
 
 #[test]
 fn configuration_space_is_read_as_far_as_it_goes() {
-    let nic = Nic::new(1);
-    let mut guest = Guest::new(&nic, 2);
-    let flags = VhostUserConfigFlags::empty();
-    let (_, mac) = guest.frontend.get_config(0, 6, flags, &[0; 6]).unwrap();
-    assert_eq!(mac, [0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-    assert!(guest.frontend.set_config(250, flags, &[0; 6]).is_err());
+    for format in Format::ALL {
+        let nic = Nic::new(1);
+        let mut guest = Guest::new(&nic, 2, format);
+        let flags = VhostUserConfigFlags::empty();
+        let (_, mac) = guest.frontend.get_config(0, 6, flags, &[0; 6]).unwrap();
+        assert_eq!(mac, [0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+        assert!(guest.frontend.set_config(250, flags, &[0; 6]).is_err());
+    }
 }
 
 #[test]
 fn a_ring_that_makes_no_sense_signals_the_error_descriptor() {
-    let nic = Nic::new(1);
-    let mut guest = Guest::new(&nic, 2);
-    let error = EventFd::new(EFD_NONBLOCK).unwrap();
-    guest.frontend.set_vring_err(1, &error).unwrap();
-    guest.run();
-    guest.rings[1]
-        .driver
-        .add(&[Buffer::readable(MEMORY as u64, 64)]);
-    guest.rings[1].kick.write(1).unwrap();
-    signalled(&error);
-    assert!(guest.leave().is_ok());
+    for format in Format::ALL {
+        let nic = Nic::new(1);
+        let mut guest = Guest::new(&nic, 2, format);
+        let error = EventFd::new(EFD_NONBLOCK).unwrap();
+        guest.frontend.set_vring_err(1, &error).unwrap();
+        guest.run();
+        guest.rings[1]
+            .driver
+            .add(&[Buffer::readable(MEMORY as u64, 64)]);
+        guest.rings[1].kick.write(1).unwrap();
+        signalled(&error);
+        assert!(guest.leave().is_ok());
+    }
 }
 
 #[test]
 fn memory_that_is_taken_away_under_a_running_ring_is_read_no_more() {
-    let nic = Nic::new(1);
-    let mut guest = Guest::new(&nic, 2);
-    let error = EventFd::new(EFD_NONBLOCK).unwrap();
-    guest.frontend.set_vring_err(1, &error).unwrap();
-    guest.run();
-    guest.send(1, &FRAME);
-    guest.used(1);
-    let region = guest.region;
-    guest.frontend.remove_mem_region(&region).unwrap();
-    guest.send(1, &[9; 61]);
-    signalled(&error);
-    assert!(
-        nic.wires[0]
-            .take_frames()
-            .iter()
-            .all(|frame| !frame.ends_with(&[9; 61]))
-    );
-    guest.frontend.add_mem_region(&region).unwrap();
+    for format in Format::ALL {
+        let nic = Nic::new(1);
+        let mut guest = Guest::new(&nic, 2, format);
+        let error = EventFd::new(EFD_NONBLOCK).unwrap();
+        guest.frontend.set_vring_err(1, &error).unwrap();
+        guest.run();
+        guest.send(1, &FRAME);
+        guest.used(1);
+        let region = guest.region;
+        guest.frontend.remove_mem_region(&region).unwrap();
+        guest.send(1, &[9; 61]);
+        signalled(&error);
+        assert!(
+            nic.wires[0]
+                .take_frames()
+                .iter()
+                .all(|frame| !frame.ends_with(&[9; 61]))
+        );
+        guest.frontend.add_mem_region(&region).unwrap();
+    }
 }
 
 /// What a front end does wrong, and what is to be said of it.
@@ -251,7 +272,8 @@ fn each_wrong_request_ends_its_connection_with_its_own_error_and_the_next_is_ser
         (
             "a base further ahead than the ring is long",
             |guest| {
-                guest.frontend.set_vring_base(0, SIZE + 1).unwrap();
+                let base = guest.format.base(SIZE + 1);
+                assert!(guest.set_base(0, base));
                 let _ = guest.frontend.set_vring_kick(0, &guest.rings[0].kick);
             },
             |refusal| matches!(refusal, Refusal::Device(_)),
@@ -309,18 +331,23 @@ fn each_wrong_request_ends_its_connection_with_its_own_error_and_the_next_is_ser
         ),
     ];
     let nic = Nic::new(1);
-    for (what, wrong, is_right) in table {
-        let mut guest = Guest::new(&nic, 2);
-        wrong(&mut guest);
-        match guest.leave() {
-            Err(ServeError::Refused(refusal)) => assert!(is_right(&refusal), "{what}: {refusal}"),
-            other => panic!("{what}: {other:?}"),
+    for format in Format::ALL {
+        for (what, wrong, is_right) in table {
+            let mut guest = Guest::new(&nic, 2, format);
+            wrong(&mut guest);
+            match guest.leave() {
+                Err(ServeError::Refused(refusal)) => {
+                    assert!(is_right(&refusal), "{format:?}: {what}: {refusal}");
+                }
+                other => panic!("{format:?}: {what}: {other:?}"),
+            }
         }
+        let mut guest = Guest::new(&nic, 2, format);
+        guest.run();
+        guest.send(1, &FRAME);
+        arrived(&nic.wires[0], &FRAME);
+        guest.leave().unwrap();
     }
-    let mut guest = Guest::new(&nic, 2);
-    guest.run();
-    guest.send(1, &FRAME);
-    arrived(&nic.wires[0], &FRAME);
 }
 
 #[test]
