@@ -256,7 +256,7 @@ impl<const N: usize> VirtQueue<N> {
     }
 
     /// Makes the chains added since the last time available, and returns whether the device wants
-    /// to be notified of them (virtio 1.4, 2.7.13.4, 2.8.17.2).
+    /// to be notified of them (virtio 1.4, 2.7.13.4, 2.8.21.2).
     pub fn publish<P: Platform>(&mut self, platform: &P) -> bool {
         let (old, new) = (self.published, self.next_avail);
         self.published = new;

@@ -365,7 +365,7 @@ fn a_buffer_id_that_is_in_flight_cannot_be_made_available_again() {
 }
 
 /// Guest bug classes 5 and 11: "after changing the VIRTQ_DESC_F_AVAIL bit" a driver does not change a descriptor until
-/// it is used (2.8.15).
+/// it is used (2.8.16).
 #[test]
 fn a_driver_that_overtakes_the_device_breaks_the_queue() {
     for staged in [false, true] {

@@ -67,7 +67,7 @@ impl<const N: usize> VirtQueue<N> {
         self.next_avail = self.next_avail.wrapping_add(1);
     }
 
-    /// Writes the descriptors of a chain, the flags of the first last (virtio 1.4, 2.8.17.1); of the first
+    /// Writes the descriptors of a chain, the flags of the first last (virtio 1.4, 2.8.21.1); of the first
     /// chain of a batch they are left for [`publish`](Self::publish). A device looks at no chain before it has
     /// seen the one before it, so the others may have theirs.
     pub(super) fn write_packed<P: Platform>(

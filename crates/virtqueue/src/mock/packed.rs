@@ -149,7 +149,7 @@ impl<M: QueueMemory> PackedDriver<M> {
     }
 
     /// Makes a chain of `descriptors` available: the id in the last of them, and the flags that say so in
-    /// all, the first last (virtio 1.4, 2.8.17.1).
+    /// all, the first last (virtio 1.4, 2.8.21.1).
     fn add_descriptors(&mut self, descriptors: &mut [PackedDescriptor]) -> u16 {
         let (slot, head, id) = self.prepare_descriptors(descriptors);
         self.publish_descriptor(slot, head);
