@@ -22,7 +22,7 @@ pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Buffers {
     /// A frame may be spread over several buffers of 1536 bytes, each a chain of one descriptor
-    /// (`VIRTIO_NET_F_MRG_RXBUF`); as Linux receives.
+    /// (`VIRTIO_NET_F_MRG_RXBUF`); as Linux receives. What is sent has its header in the same buffer.
     Mergeable,
     /// Each frame is in a chain of descriptors in the ring: its header apart, large ones by pages.
     Direct,

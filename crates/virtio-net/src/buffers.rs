@@ -11,7 +11,7 @@ use crate::coalesce::Gate;
 use crate::hash::{Hash, HashView, PEEK};
 use crate::header::{FLAGS, GSO_NONE, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS};
 use crate::kick::batch;
-use crate::lend::{lend_from, read_start, write_start};
+use crate::lend::{lend_from, read_at, write_start};
 use crate::pair::Layout;
 use crate::statistics::RxStatistics;
 
@@ -95,6 +95,15 @@ impl<M: QueueMemory> Buffers<M> {
         let mut skip = self.layout.header_len - self.layout.host_header_len;
         let mut room = 0;
         iov.clear();
+        if skip == 0
+            && let Some(first) = self.ready.list.front()
+            && let [segment] = first.writable()
+            && (segment.len() >= want || !self.mergeable)
+        {
+            // As it is with most drivers and frames.
+            iov.push(lend_from(segment, 0));
+            return segment.len();
+        }
         for chain in &self.ready.list {
             for segment in chain.writable() {
                 // One is left for the overflow.
@@ -235,6 +244,26 @@ fn deliver<M: QueueMemory>(
     guest_len: usize,
     statistics: &mut RxStatistics,
 ) {
+    if chains
+        .list
+        .front()
+        .is_some_and(|first| first.writable_len() >= guest_len)
+        && let Some(first) = chains.pop_front()
+    {
+        // As it is with most frames.
+        complete_header(layout, &first, 1);
+        let frame_len = guest_len.saturating_sub(layout.header_len);
+        if layout.stats {
+            count_header(&first, frame_len, statistics);
+        }
+        first.mark_written(guest_len);
+        push_used(queue, &first, guest_len);
+        spare.push(first);
+        statistics.frames += 1;
+        statistics.bytes += frame_len as u64;
+        statistics.buffers += 1;
+        return;
+    }
     let mut left = guest_len;
     let mut buffers = 0_u16;
     for chain in &chains.list {
@@ -293,11 +322,7 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
         write(0, zeroes.get(..header_len.min(HASH)).unwrap_or_default());
     } else {
         // The peer was told what the driver copes with; here it is seen to (virtio 1.4, 5.1.6.4.1).
-        let mut start = [0; 2];
-        if !read_start(first.writable(), &mut start) {
-            first.read_back(FLAGS, &mut start);
-        }
-        let [flags, gso_type] = start;
+        let [flags, gso_type] = read_start_of(first);
         if flags & !allowed.flags != 0 {
             write(FLAGS, &[flags & allowed.flags]);
         }
@@ -316,11 +341,19 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
     }
 }
 
+/// `flags` and `gso_type` of the header that was written.
+#[inline]
+fn read_start_of<M: QueueMemory>(first: &Chain<M>) -> [u8; 2] {
+    read_at(first.writable(), FLAGS).unwrap_or_else(|| {
+        let mut start = [0; 2];
+        first.read_back(FLAGS, &mut start);
+        start
+    })
+}
+
 /// Counts a frame by what its header says. The driver can change that meanwhile: the numbers are for it.
 fn count_header<M: QueueMemory>(first: &Chain<M>, frame_len: usize, statistics: &mut RxStatistics) {
-    let mut header = [0; 2];
-    first.read_back(FLAGS, &mut header);
-    let [flags, gso_type] = header;
+    let [flags, gso_type] = read_start_of(first);
     let flags = HdrF::from_bits_retain(flags);
     if flags.contains(HdrF::NEEDS_CSUM) {
         statistics.csum_needed += 1;

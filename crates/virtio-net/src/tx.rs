@@ -10,7 +10,7 @@ use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 use crate::coalesce::Gate;
 use crate::header::{Header, HeaderFault, MAX_HEADER, TxRules};
 use crate::kick::{Watch, again, batch};
-use crate::lend::{FrameSlab, lend, lend_from, read_start};
+use crate::lend::{FrameSlab, lend, lend_from, read_at, read_start};
 use crate::pair::Layout;
 use crate::statistics::TxStatistics;
 
@@ -56,6 +56,9 @@ struct Flight<M: QueueMemory> {
     /// Chains with no frame, for the next ones.
     spare: Vec<Box<Chain<M>>>,
 }
+
+/// Bytes of the header of almost every driver: with `num_buffers`, and nothing behind it.
+const USUAL_HEADER: usize = 12;
 
 /// How a turn ended, where something is left to do.
 #[derive(Debug)]
@@ -307,9 +310,17 @@ impl<M: QueueMemory> ActiveTx<M> {
             return Err(HeaderFault::Writable);
         }
         let mut bytes = [0; MAX_HEADER];
-        let there = bytes.get_mut(..header_len).unwrap_or_default();
-        if !read_start(self.chain.readable(), there) && self.chain.read(0, there) < header_len {
-            return Err(HeaderFault::Short);
+        let segments = self.chain.readable();
+        if header_len == USUAL_HEADER
+            && let Some(start) = read_at::<USUAL_HEADER>(segments, 0)
+            && let Some(there) = bytes.first_chunk_mut()
+        {
+            *there = start;
+        } else {
+            let there = bytes.get_mut(..header_len).unwrap_or_default();
+            if !read_start(segments, there) && self.chain.read(0, there) < header_len {
+                return Err(HeaderFault::Short);
+            }
         }
         let header = Header::parse(&bytes, little_endian);
         let frame_len = self.chain.readable_len().saturating_sub(header_len);

@@ -182,8 +182,10 @@ impl<M: QueueMemory> ActiveRx<M> {
                 // The driver fills its buffers again meanwhile.
                 self.finish(statistics);
             }
-            self.deliver_held(statistics)?;
-            if self.held.is_none() {
+            if self.held.is_some() {
+                self.deliver_held(statistics)?;
+            }
+            if self.held.is_none() && self.buffers.ready.len < want {
                 self.buffers.gather(want, statistics)?;
             }
             if self.held.is_some() || self.buffers.ready.list.is_empty() {

@@ -6,7 +6,7 @@ use virtqueue::QueueMemory;
 
 use crate::buffers::Chains;
 use crate::filter::PEEK;
-use crate::lend::Overflow;
+use crate::lend::{Overflow, read_at};
 use crate::statistics::RxStatistics;
 
 /// The first bytes of a frame that is handed over, behind its header.
@@ -36,6 +36,14 @@ impl<M: QueueMemory> Place<'_, M> {
     /// meanwhile: what it then gets, or does not get, it could have asked for.
     pub(super) fn peek(self, guest_len: usize, start: &mut [u8; PEEK]) -> &[u8] {
         let there = guest_len.saturating_sub(self.header_len);
+        if there >= PEEK
+            && self.room.saturating_sub(self.header_len) >= PEEK
+            && let Some(first) = self.chains.list.front()
+            && let Some(bytes) = read_at(first.writable(), self.header_len)
+        {
+            *start = bytes;
+            return start;
+        }
         let start = start.get_mut(..PEEK.min(there)).unwrap_or_default();
         let room = self.room.saturating_sub(self.header_len);
         let (in_guest, behind) = start.split_at_mut(start.len().min(room));
