@@ -57,6 +57,8 @@ pub struct VirtioPciConfig {
     pub order_platform: bool,
     /// Offer VIRTIO_F_SUSPEND: drivers may suspend the device and have it resume.
     pub suspend: bool,
+    /// The function is the first of a device that has several, and says so. [QEMU: `multifunction`]
+    pub multifunction: bool,
     /// The PCI Express form, for a slot where functions have it: capabilities for function-level reset, power
     /// states and the like.
     pub express: Option<Express>,
@@ -78,6 +80,7 @@ impl Default for VirtioPciConfig {
             iommu_platform: false,
             order_platform: false,
             suspend: false,
+            multifunction: false,
             express: None,
         }
     }

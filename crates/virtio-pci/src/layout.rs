@@ -2,7 +2,7 @@
 
 use virtio::Id;
 use virtio::pci::CapCfgType;
-use vm_pci::registers::CAP_VENDOR;
+use vm_pci::registers::{CAP_VENDOR, HEADER_TYPE, MULTI_FUNCTION};
 use vm_pci::{BarIndex, BarKind, Express, FunctionState, IntxPin, MsixLayout, PciIdentity};
 
 use crate::function::VirtioPciConfig;
@@ -47,6 +47,7 @@ pub(crate) struct Form {
     page_per_vq: bool,
     pio_notify: bool,
     express: Option<Express>,
+    multifunction: bool,
 }
 
 impl Form {
@@ -69,6 +70,7 @@ impl Form {
             pio_notify: config.modern && config.modern_pio_notify,
             // QEMU 7.2: a legacy function has no PCI Express form.
             express: config.express.filter(|_| config.modern),
+            multifunction: config.multifunction,
         })
     }
 
@@ -120,6 +122,9 @@ impl Form {
             },
         });
         function.set_interrupt_pin(Some(IntxPin::A));
+        if self.multifunction {
+            function.config_mut().set(HEADER_TYPE, &[MULTI_FUNCTION]);
+        }
         if let Some(express) = &self.express {
             function.add_express(express)?;
         }

@@ -240,6 +240,7 @@ where
                 iommu_platform: device.get("iommu_platform")?,
                 order_platform: device.get("order_platform")?,
                 suspend: device.get("suspend")?,
+                multifunction: device.get("multifunction")?,
                 express: express(device)?,
             },
             M::clone(&*machine.service::<M>()?),

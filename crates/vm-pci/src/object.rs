@@ -74,10 +74,7 @@ const ON: Unbuilt = Unbuilt::Only(&Value::Bool(true));
 const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::custom_with("addr", &ADDRESS, Value::Int(-1))
         .describe("Slot and optional function number, example: 06.0 or 06"),
-    // The bus says by itself which devices have several functions.
-    PropertyInfo::bool("multifunction", false)
-        .describe("on/off")
-        .unbuilt(OFF),
+    PropertyInfo::bool("multifunction", false).describe("on/off"),
     PropertyInfo::u32("acpi-index", 0).unbuilt(Unbuilt::Only(&Value::Int(0))),
     PropertyInfo::str("failover_pair_id").unbuilt(Unbuilt::NoValue),
     // There is no ROM.
@@ -141,6 +138,20 @@ struct AddressInUse {
     devfn: DevFn,
     driver: String,
     holder: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SingleFunction {
+    #[error(
+        "PCI: single function device can't be populated in function {:x}.{:x}",
+        .0.device(), .0.function()
+    )]
+    Behind(DevFn),
+    #[error(
+        "PCI: {:x}.{:x} indicates single function, but {:x}.{:x} is already populated.",
+        .zero.device(), .zero.function(), .other.device(), .other.function()
+    )]
+    Before { zero: DevFn, other: DevFn },
 }
 
 /// The place that the bus keeps for a device from `pre_plug` on.
@@ -217,6 +228,29 @@ impl PciBusRole {
         self.bus.function(devfn).map(|_| "the machine".to_owned())
     }
 
+    /// Whether `device` may go to `devfn`: a device has functions above 0 only if its function 0 says so.
+    fn check_functions(&self, device: &Arc<Object>, devfn: DevFn) -> Result<(), Error> {
+        let zero = DevFn::from_byte(devfn.to_byte() & !7);
+        let siblings = Self::siblings(device);
+        if devfn != zero {
+            let first = siblings.iter().find(|(at, _)| *at == zero);
+            let is_single = match first {
+                Some((_, first)) => !first.get::<bool>("multifunction")?,
+                None => self.bus.function(zero).is_some(),
+            };
+            if is_single {
+                return Err(Error::other(SingleFunction::Behind(devfn)));
+            }
+        } else if !device.get::<bool>("multifunction")? {
+            let of_this = |at: &DevFn| at.device() == zero.device() && *at != zero;
+            let other = siblings.iter().map(|(at, _)| *at).filter(of_this).min();
+            if let Some(other) = other {
+                return Err(Error::other(SingleFunction::Before { zero, other }));
+            }
+        }
+        Ok(())
+    }
+
     /// Function 0 of the first device number that nobody has or is about to have.
     fn free_place(&self, device: &Arc<Object>) -> Result<DevFn, Error> {
         let reserved = Self::siblings(device).into_iter().map(|(at, _)| at);
@@ -242,6 +276,7 @@ impl HotplugHandler for PciBusRole {
                         holder,
                     }));
                 }
+                self.check_functions(device, devfn)?;
                 devfn
             }
             _ => self.free_place(device)?,

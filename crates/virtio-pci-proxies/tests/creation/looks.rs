@@ -173,6 +173,33 @@ fn what_only_the_legacy_interface_offers_is_the_users_choice() {
 }
 
 #[test]
+fn a_device_has_several_functions_if_its_first_says_so() {
+    let single = "PCI: single function device can't be populated in function 3.1";
+    let populated = "PCI: 3.0 indicates single function, but 3.1 is already populated.";
+    // (first, second, why the second is refused)
+    let table = [
+        ("addr=3.0", "addr=3.1", Some(single)),
+        ("addr=3.1", "addr=3.0", Some(populated)),
+        ("addr=3.1,multifunction=on", "addr=3.0", Some(populated)),
+        ("addr=3.0,multifunction=on", "addr=3.1", None),
+        ("addr=3.1", "addr=3.0,multifunction=on", None),
+        ("addr=3.1", "addr=3.2", None),
+        ("addr=3.0", "addr=4.1", None),
+    ];
+    for (first, second, refused) in table {
+        let rig = Rig::new();
+        rig.device(&format!("virtio-net-pci,{first}")).unwrap();
+        let added = rig.device(&format!("virtio-net-pci,{second}"));
+        let error = added.err().map(|error| error.to_string());
+        assert_eq!(error.as_deref(), refused, "{first} {second}");
+    }
+    let rig = Rig::new();
+    rig.device("virtio-net-pci,addr=3.0,multifunction=on")
+        .unwrap();
+    assert_eq!(rig.config::<1>(devfn(3), 0xe), [0x80], "alone too");
+}
+
+#[test]
 fn a_platform_with_an_iommu_is_the_modern_interfaces_alone() {
     let refused = "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device";
     for properties in ["", ",disable-legacy=off", ",disable-modern=on"] {
