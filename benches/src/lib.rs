@@ -42,5 +42,5 @@ pub use peer::InstantPeer;
 pub use processor::{ThreadClock, pin};
 pub use raw::{RawEngine, RawTap};
 pub use receive::Receiver;
-pub use rig::{BUFFER, DEVICE_CPU, DRIVER_CPU, Rig, Took};
+pub use rig::{BUFFER, DEVICE_CPU, DRIVER_CPU, Rig, Took, open_netdev};
 pub use transmit::Transmitter;

@@ -45,7 +45,7 @@ pub struct Rig {
     clock: ThreadClock,
     free: Vec<u16>,
     /// Dropped last: the device's queues are watched there.
-    _io: IoThread,
+    _io: Arc<IoThread>,
 }
 
 impl fmt::Debug for Rig {
@@ -60,11 +60,13 @@ impl Rig {
     /// A device on a netdev made of `netdev`, with all features that are offered but `without`, mergeable
     /// buffers among them.
     pub fn new(netdev: &str, without: NetF) -> Self {
-        let netdevs = NetClients::new();
-        net_tap::register(&netdevs);
-        let netdev = netdevs.add(netdev).unwrap();
-        let io = IoThread::new("device").unwrap();
-        let clock = on_context(&io, || {
+        let io = Arc::new(IoThread::new("device").unwrap());
+        Self::on(&io, open_netdev(netdev), without)
+    }
+
+    /// As [`new`](Self::new), with an I/O thread that others are on too.
+    pub fn on(io: &Arc<IoThread>, netdev: Arc<dyn Netdev>, without: NetF) -> Self {
+        let clock = on_context(io, || {
             pin(DEVICE_CPU);
             ThreadClock::of_this_thread()
         });
@@ -115,7 +117,7 @@ impl Rig {
             _ctrl: rings,
             clock,
             free: Vec::new(),
-            _io: io,
+            _io: io.clone(),
         }
     }
 
@@ -227,6 +229,11 @@ impl Rig {
         }
     }
 
+    /// The time of the I/O thread.
+    pub fn clock(&self) -> ThreadClock {
+        self.clock
+    }
+
     /// What the device has dropped, in whatever direction.
     pub fn dropped(&self) -> u64 {
         let sent = self.device.tx_statistics(0).unwrap();
@@ -238,6 +245,13 @@ impl Drop for Rig {
     fn drop(&mut self) {
         self.device.reset();
     }
+}
+
+/// Opens a netdev by its options.
+pub fn open_netdev(options: &str) -> Arc<dyn Netdev> {
+    let netdevs = NetClients::new();
+    net_tap::register(&netdevs);
+    netdevs.add(options).unwrap()
 }
 
 /// How long some frames took.
