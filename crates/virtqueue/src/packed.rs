@@ -311,6 +311,7 @@ impl PackedQueue {
 
     /// Follows a chain of the ring's own descriptors, in consecutive slots (virtio 1.4, 2.8.6). The answer is its
     /// buffer id, which the last of them has, and how many they are.
+    #[inline]
     fn take_direct<M: QueueMemory>(
         &self,
         map: &M::T,
@@ -349,6 +350,7 @@ impl PackedQueue {
 
     /// Follows a descriptor that refers to a table, all of whose entries are the chain (virtio 1.4, 2.8.7). The
     /// answer is its buffer id.
+    #[inline]
     fn take_indirect<M: QueueMemory>(
         &self,
         taking: &mut Taking<'_, M>,

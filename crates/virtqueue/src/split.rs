@@ -239,6 +239,7 @@ struct Walk<'a, G> {
 impl<G: GuestMemory> Walk<'_, G> {
     /// Begins with a descriptor of the ring's table of `size`. Such a chain may end with one that refers to an
     /// indirect table (2.7.5.3.2).
+    #[inline]
     fn ring<M: QueueMemory<M = G>>(
         mut self,
         rings: &SplitRings,
@@ -293,7 +294,7 @@ impl<G: GuestMemory> Walk<'_, G> {
     }
 
     /// Adds a descriptor's buffer; the answer is the next one in its table of so many entries.
-    #[inline]
+    #[inline(always)]
     fn step<M: QueueMemory<M = G>>(
         &mut self,
         descriptor: Raw,
