@@ -68,7 +68,6 @@ const ADDRESS: CustomKind = CustomKind {
     accepts: |value| matches!(value, Value::Int(-1..=255)),
 };
 
-const OFF: Unbuilt = Unbuilt::Only(&Value::Bool(false));
 const ON: Unbuilt = Unbuilt::Only(&Value::Bool(true));
 
 const PROPERTIES: &[PropertyInfo] = &[

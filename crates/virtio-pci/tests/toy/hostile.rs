@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use virtio::F;
-use vm_pci::DevFn;
+use virtio_pci::VirtioPciConfig;
+use vm_pci::{DevFn, Express};
 
 use crate::driver::{Driver, IO_MEMORY_MASTER};
 use crate::machine::{DEVFN, Machine};
@@ -128,21 +129,26 @@ fn disturb(machine: &Machine, driver: &Driver<'_>, next: &mut impl FnMut() -> u6
     let devfn = DevFn::new(DEVFN.0, DEVFN.1).unwrap();
     let bits = next();
     let value = next().to_le_bytes();
+    let window = driver.structures.iter().find(|found| found.kind == 5);
+    let window = window.unwrap().at;
     match bits % 16 {
         0..4 => {
             let len = 1_usize << ((bits >> 8) % 3);
             let offset = u16::try_from((bits >> 16) % 0x100).unwrap();
             machine.host.config_write(0, devfn, offset, &value[..len]);
         }
-        4 => driver.set_config(0x88, [4]),
-        5 => driver.set_config(0x90, [[1, 2, 4, 3][usize::from(value[0] & 3)], 0, 0, 0]),
-        6 => driver.set_config(0x8c, [value[0] & 0x3f, value[1] & 0x30, 0, 0]),
-        7 => drop(driver.config::<4>(0x94)),
+        4 => driver.set_config(window + 4, [4]),
+        5 => driver.set_config(
+            window + 12,
+            [[1, 2, 4, 3][usize::from(value[0] & 3)], 0, 0, 0],
+        ),
+        6 => driver.set_config(window + 8, [value[0] & 0x3f, value[1] & 0x30, 0, 0]),
+        7 => drop(driver.config::<4>(window + 16)),
         8 => driver.command(u16::from(value[0] & 7)),
         9 => {
             machine
                 .host
-                .mmio_write(driver.structure(1) + 0x14, &[value[0] & 0xf]);
+                .mmio_write(driver.structure(1) + 0x14, &[value[0] & 0x1f]);
         }
         10 => machine.pci.pause(),
         11 => machine.pci.resume(),
@@ -163,14 +169,35 @@ fn disturb(machine: &Machine, driver: &Driver<'_>, next: &mut impl FnMut() -> u6
     }
 }
 
+/// What the transport offers beyond bit 31.
+fn offered(driver: &Driver<'_>) -> F {
+    driver.command(IO_MEMORY_MASTER);
+    driver.set_common(0, 1_u32.to_le_bytes());
+    let word = u128::from(u32::from_le_bytes(driver.common(4)));
+    F::from_bits_retain(virtio::le128::from_ne(word << 32))
+}
+
 #[test]
 fn no_sequence_of_accesses_loses_a_kick_a_queue_or_the_function() {
+    let all = VirtioPciConfig {
+        page_per_vq: true,
+        modern_pio_notify: true,
+        notification_data: true,
+        suspend: true,
+        express: Some(Express::default()),
+        ..VirtioPciConfig::default()
+    };
     for seed in 1..40_u64 {
-        let machine = Machine::usual();
+        let config = if seed & 1 == 0 {
+            all
+        } else {
+            VirtioPciConfig::default()
+        };
+        let machine = Machine::with(config);
         let driver = Driver::find(&machine);
         let mut next = numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         for round in 0..20 {
-            driver.start();
+            driver.start_with(F::SUSPEND & offered(&driver));
             for _ in 0..100 {
                 disturb(&machine, &driver, &mut next);
             }
