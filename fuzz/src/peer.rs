@@ -205,6 +205,7 @@ impl VnetHeader for Peer {
             ufo: true,
             uso4: true,
             uso6: true,
+            ..Offloads::default()
         }
     }
 

@@ -20,6 +20,11 @@ pub struct Offloads {
     pub uso4: bool,
     /// UDP segmentation over IPv6.
     pub uso6: bool,
+    /// Large frames of the kinds above inside UDP tunnels: takes TCP and UDP segmentation of both versions of IP, and a
+    /// header of 24 bytes or more.
+    pub udp_tunnel: bool,
+    /// Those with a partial checksum of the tunnel's.
+    pub udp_tunnel_csum: bool,
 }
 
 /// A client that can carry a `virtio_net_hdr` in front of each frame.

@@ -306,6 +306,9 @@ impl Tap {
             ufo,
             uso4,
             uso6,
+            // Only with those above.
+            udp_tunnel: _,
+            udp_tunnel_csum: _,
         } = offloads;
         let segments = tso4 || tso6 || ufo || uso4 || uso6;
         let mtu = (self.is_here && !segments)
@@ -340,12 +343,13 @@ impl AsFd for Tap {
 }
 
 /// The TUN_F_ bits of `offloads`, as far as the kernel takes them: everything needs the checksum,
-/// ECN needs TCP, and UDP segmentation is for both versions of IP or for none.
+/// ECN needs TCP, UDP segmentation is for both versions of IP or for none, and tunnels need both protocols of both.
 fn offload_bits(offloads: Offloads) -> c_uint {
     if !offloads.csum {
         return 0;
     }
     let uso = offloads.uso4 && offloads.uso6;
+    let tunnel = offloads.udp_tunnel && uso && offloads.tso4 && offloads.tso6;
     let table = [
         (true, libc::TUN_F_CSUM),
         (offloads.tso4, libc::TUN_F_TSO4),
@@ -357,6 +361,11 @@ fn offload_bits(offloads: Offloads) -> c_uint {
         (offloads.ufo, libc::TUN_F_UFO),
         (uso, libc::TUN_F_USO4),
         (uso, libc::TUN_F_USO6),
+        (tunnel, TUN_F_UDP_TUNNEL_GSO),
+        (
+            tunnel && offloads.udp_tunnel_csum,
+            TUN_F_UDP_TUNNEL_GSO_CSUM,
+        ),
     ];
     table
         .into_iter()
@@ -364,10 +373,16 @@ fn offload_bits(offloads: Offloads) -> c_uint {
         .fold(0, |bits, (_, bit)| bits | bit)
 }
 
+/// Linux 6.17: `include/uapi/linux/if_tun.h`.
+const TUN_F_UDP_TUNNEL_GSO: c_uint = 0x80;
+const TUN_F_UDP_TUNNEL_GSO_CSUM: c_uint = 0x100;
+
 fn probe_offloads(fd: BorrowedFd<'_>) -> Offloads {
     let takes = |bits| sys::set_offload(fd, libc::TUN_F_CSUM | bits).is_ok();
     let tso = libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-    let uso = takes(libc::TUN_F_USO4 | libc::TUN_F_USO6);
+    let uso_bits = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    let uso = takes(uso_bits);
+    let tunnel = tso | uso_bits | TUN_F_UDP_TUNNEL_GSO;
     Offloads {
         csum: takes(0),
         tso4: takes(libc::TUN_F_TSO4),
@@ -376,6 +391,8 @@ fn probe_offloads(fd: BorrowedFd<'_>) -> Offloads {
         ufo: takes(libc::TUN_F_UFO),
         uso4: uso,
         uso6: uso,
+        udp_tunnel: takes(tunnel),
+        udp_tunnel_csum: takes(tunnel | TUN_F_UDP_TUNNEL_GSO_CSUM),
     }
 }
 
@@ -425,6 +442,39 @@ mod tests {
                     ..csum
                 },
                 libc::TUN_F_CSUM | libc::TUN_F_USO4 | libc::TUN_F_USO6,
+            ),
+            (
+                Offloads {
+                    tso4: true,
+                    tso6: true,
+                    udp_tunnel: true,
+                    udp_tunnel_csum: true,
+                    ..csum
+                },
+                libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6,
+            ),
+            (
+                Offloads {
+                    tso4: true,
+                    tso6: true,
+                    uso4: true,
+                    uso6: true,
+                    udp_tunnel_csum: true,
+                    ..csum
+                },
+                0x67,
+            ),
+            (
+                Offloads {
+                    tso4: true,
+                    tso6: true,
+                    uso4: true,
+                    uso6: true,
+                    udp_tunnel: true,
+                    udp_tunnel_csum: true,
+                    ..csum
+                },
+                0x1e7,
             ),
         ];
         for (offloads, bits) in table {

@@ -9,7 +9,7 @@ use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 
 use crate::coalesce::Gate;
 use crate::hash::{Hash, HashView, PEEK};
-use crate::header::{FLAGS, GSO_NONE, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS};
+use crate::header::{FLAGS, GSO_NONE, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS, TUNNEL};
 use crate::kick::batch;
 use crate::lend::{lend_from, read_at, write_start};
 use crate::pair::Layout;
@@ -135,7 +135,7 @@ impl<M: QueueMemory> Buffers<M> {
             spare,
             ..
         } = self;
-        if layout.hash {
+        if layout.header_len > HASH {
             write_hash(hashes, layout, ready, guest_len);
         }
         deliver(queue, layout, spare, ready, guest_len, statistics);
@@ -155,7 +155,7 @@ impl<M: QueueMemory> Buffers<M> {
             spare,
             ..
         } = self;
-        if layout.hash {
+        if layout.header_len > HASH {
             write_hash(hashes, layout, chains, guest_len);
         }
         deliver(queue, layout, spare, chains, guest_len, statistics);
@@ -368,7 +368,8 @@ fn count_header<M: QueueMemory>(first: &Chain<M>, frame_len: usize, statistics: 
     }
 }
 
-/// Writes the hash of a frame into its header. The driver can change the frame meanwhile: it fools itself.
+/// Writes the hash of a frame into its header, and nothing where a tunnel's fields are of a frame that is in none. The
+/// driver can change the frame meanwhile: it fools itself.
 fn write_hash<M: QueueMemory>(
     hashes: &mut HashView,
     layout: &Layout,
@@ -376,7 +377,7 @@ fn write_hash<M: QueueMemory>(
     guest_len: usize,
 ) {
     let hashing = hashes.look();
-    let hash = if hashing.is_off() {
+    let hash = if !layout.hash || hashing.is_off() {
         Hash::NONE
     } else {
         let mut start = [0; PEEK];
@@ -386,6 +387,16 @@ fn write_hash<M: QueueMemory>(
         hashing.hash(start)
     };
     chains.write(HASH, &hash.emit());
+    if layout.header_len > TUNNEL {
+        let mut gso_type = [GSO_NONE];
+        if layout.host_header_len > 0 {
+            chains.read_back(GSO_TYPE, &mut gso_type);
+        }
+        let [gso_type] = gso_type;
+        if !layout.allowed.is_tunnel(gso_type) {
+            chains.write(TUNNEL, &[0; MAX_HEADER - TUNNEL]);
+        }
+    }
 }
 
 fn push_used<M: QueueMemory>(queue: &mut VirtQueue<M>, chain: &Chain<M>, len: usize) {

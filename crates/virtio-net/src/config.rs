@@ -60,6 +60,14 @@ pub struct VirtioNetConfig {
     pub guest_uso4: bool,
     /// The driver takes large segmented UDP over IPv6 frames.
     pub guest_uso6: bool,
+    /// The driver may send large frames inside UDP tunnels.
+    pub host_tunnel: bool,
+    /// It may leave the tunnel's checksum to the host.
+    pub host_tunnel_csum: bool,
+    /// The driver takes large frames inside UDP tunnels.
+    pub guest_tunnel: bool,
+    /// It takes them with a partial checksum of the tunnel's.
+    pub guest_tunnel_csum: bool,
     /// A frame may be spread over several receive buffers.
     pub mrg_rxbuf: bool,
     /// Configuration space has the link's state.
@@ -159,6 +167,10 @@ impl Default for VirtioNetConfig {
             guest_ufo: true,
             guest_uso4: true,
             guest_uso6: true,
+            host_tunnel: true,
+            host_tunnel_csum: true,
+            guest_tunnel: true,
+            guest_tunnel_csum: true,
             mrg_rxbuf: true,
             status: true,
             ctrl_vq: true,

@@ -534,5 +534,7 @@ fn both(a: Offloads, b: Offloads) -> Offloads {
         ufo: a.ufo && b.ufo,
         uso4: a.uso4 && b.uso4,
         uso6: a.uso6 && b.uso6,
+        udp_tunnel: a.udp_tunnel && b.udp_tunnel,
+        udp_tunnel_csum: a.udp_tunnel_csum && b.udp_tunnel_csum,
     }
 }

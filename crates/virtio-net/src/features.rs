@@ -16,7 +16,7 @@ struct Offload {
     set: fn(&mut Offloads),
 }
 
-const OFFLOADS: [Offload; 7] = [
+const OFFLOADS: [Offload; 9] = [
     Offload {
         host: NetF::CSUM,
         guest: NetF::GUEST_CSUM,
@@ -60,11 +60,23 @@ const OFFLOADS: [Offload; 7] = [
         get: |o| o.uso6,
         set: |o| o.uso6 = true,
     },
+    Offload {
+        host: NetF::HOST_UDP_TUNNEL_GSO,
+        guest: NetF::GUEST_UDP_TUNNEL_GSO,
+        get: |o| o.udp_tunnel,
+        set: |o| o.udp_tunnel = true,
+    },
+    Offload {
+        host: NetF::HOST_UDP_TUNNEL_GSO_CSUM,
+        guest: NetF::GUEST_UDP_TUNNEL_GSO_CSUM,
+        get: |o| o.udp_tunnel_csum,
+        set: |o| o.udp_tunnel_csum = true,
+    },
 ];
 
 /// Features that need others (virtio 1.4, 5.1.3.1), as far as they are offered: a feature, and the set of
 /// which it needs one. In an order in which what is needed comes first.
-const REQUIREMENTS: [(NetF, NetF); 24] = [
+const REQUIREMENTS: [(NetF, NetF); 33] = [
     (NetF::HOST_TSO4, NetF::CSUM),
     (NetF::HOST_TSO6, NetF::CSUM),
     (NetF::HOST_ECN, NetF::HOST_TSO4.union(NetF::HOST_TSO6)),
@@ -76,6 +88,15 @@ const REQUIREMENTS: [(NetF, NetF); 24] = [
     (NetF::GUEST_UFO, NetF::GUEST_CSUM),
     (NetF::GUEST_USO4, NetF::GUEST_CSUM),
     (NetF::GUEST_USO6, NetF::GUEST_CSUM),
+    (NetF::HOST_UDP_TUNNEL_GSO, NetF::HOST_TSO4),
+    (NetF::HOST_UDP_TUNNEL_GSO, NetF::HOST_TSO6),
+    (NetF::HOST_UDP_TUNNEL_GSO, NetF::HOST_USO),
+    (NetF::HOST_UDP_TUNNEL_GSO_CSUM, NetF::HOST_UDP_TUNNEL_GSO),
+    (NetF::GUEST_UDP_TUNNEL_GSO, NetF::GUEST_TSO4),
+    (NetF::GUEST_UDP_TUNNEL_GSO, NetF::GUEST_TSO6),
+    (NetF::GUEST_UDP_TUNNEL_GSO, NetF::GUEST_USO4),
+    (NetF::GUEST_UDP_TUNNEL_GSO, NetF::GUEST_USO6),
+    (NetF::GUEST_UDP_TUNNEL_GSO_CSUM, NetF::GUEST_UDP_TUNNEL_GSO),
     (NetF::CTRL_GUEST_OFFLOADS, NetF::CTRL_VQ),
     (NetF::CTRL_RX, NetF::CTRL_VQ),
     (NetF::CTRL_RX_EXTRA, NetF::CTRL_VQ),
@@ -116,6 +137,10 @@ pub(crate) fn offered(
         (config.host_uso, NetF::HOST_USO),
         (config.guest_uso4, NetF::GUEST_USO4),
         (config.guest_uso6, NetF::GUEST_USO6),
+        (config.host_tunnel, NetF::HOST_UDP_TUNNEL_GSO),
+        (config.host_tunnel_csum, NetF::HOST_UDP_TUNNEL_GSO_CSUM),
+        (config.guest_tunnel, NetF::GUEST_UDP_TUNNEL_GSO),
+        (config.guest_tunnel_csum, NetF::GUEST_UDP_TUNNEL_GSO_CSUM),
         (config.mrg_rxbuf, NetF::MRG_RXBUF),
         (config.mq, NetF::MQ),
         (config.rss, NetF::RSS),
@@ -203,9 +228,11 @@ pub(crate) fn guest_offload_features() -> NetF {
 }
 
 /// Bytes of the header in front of each frame (virtio 1.4, 5.1.6): `num_buffers` is there with either of
-/// two features, and the fields of the hash with that of hashes.
+/// two features, the fields of the hash with that of hashes, and behind them those of tunnels.
 pub(crate) fn header_len(features: NetF) -> usize {
-    if features.contains(NetF::HASH_REPORT) {
+    if features.intersects(NetF::HOST_UDP_TUNNEL_GSO | NetF::GUEST_UDP_TUNNEL_GSO) {
+        24
+    } else if features.contains(NetF::HASH_REPORT) {
         20
     } else if features.intersects(NetF::VERSION_1 | NetF::MRG_RXBUF) {
         12
@@ -228,7 +255,11 @@ mod tests {
         ufo: true,
         uso4: true,
         uso6: true,
+        udp_tunnel: true,
+        udp_tunnel_csum: true,
     };
+    const HOST_TUNNEL: NetF = NetF::HOST_UDP_TUNNEL_GSO.union(NetF::HOST_UDP_TUNNEL_GSO_CSUM);
+    const GUEST_TUNNEL: NetF = NetF::GUEST_UDP_TUNNEL_GSO.union(NetF::GUEST_UDP_TUNNEL_GSO_CSUM);
 
     #[test]
     fn a_backend_without_a_header_leaves_no_offload() {
@@ -315,15 +346,17 @@ mod tests {
                     | NetF::HOST_USO
                     | NetF::GUEST_USO4
                     | NetF::GUEST_USO6
+                    | HOST_TUNNEL
+                    | GUEST_TUNNEL
                     | NetF::CTRL_GUEST_OFFLOADS,
             ),
             (
                 Offloads { tso4: false, ..ALL },
-                NetF::HOST_TSO4 | NetF::GUEST_TSO4,
+                NetF::HOST_TSO4 | NetF::GUEST_TSO4 | HOST_TUNNEL | GUEST_TUNNEL,
             ),
             (
                 Offloads { tso6: false, ..ALL },
-                NetF::HOST_TSO6 | NetF::GUEST_TSO6,
+                NetF::HOST_TSO6 | NetF::GUEST_TSO6 | HOST_TUNNEL | GUEST_TUNNEL,
             ),
             (
                 Offloads { ecn: false, ..ALL },
@@ -335,11 +368,25 @@ mod tests {
             ),
             (
                 Offloads { uso4: false, ..ALL },
-                NetF::HOST_USO | NetF::GUEST_USO4,
+                NetF::HOST_USO | NetF::GUEST_USO4 | HOST_TUNNEL | GUEST_TUNNEL,
             ),
             (
                 Offloads { uso6: false, ..ALL },
-                NetF::HOST_USO | NetF::GUEST_USO6,
+                NetF::HOST_USO | NetF::GUEST_USO6 | HOST_TUNNEL | GUEST_TUNNEL,
+            ),
+            (
+                Offloads {
+                    udp_tunnel: false,
+                    ..ALL
+                },
+                HOST_TUNNEL | GUEST_TUNNEL,
+            ),
+            (
+                Offloads {
+                    udp_tunnel_csum: false,
+                    ..ALL
+                },
+                NetF::HOST_UDP_TUNNEL_GSO_CSUM | NetF::GUEST_UDP_TUNNEL_GSO_CSUM,
             ),
         ];
         let all = NetF::from(offered(&VirtioNetConfig::default(), Some(ALL)).0);
@@ -385,6 +432,8 @@ mod tests {
             (NetF::VERSION_1, 12),
             (NetF::VERSION_1 | NetF::MRG_RXBUF, 12),
             (NetF::VERSION_1 | NetF::HASH_REPORT, 20),
+            (NetF::VERSION_1 | NetF::HOST_UDP_TUNNEL_GSO, 24),
+            (NetF::GUEST_UDP_TUNNEL_GSO | NetF::HASH_REPORT, 24),
         ];
         for (features, len) in table {
             assert_eq!(header_len(features), len, "{features:?}");

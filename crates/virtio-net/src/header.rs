@@ -4,8 +4,8 @@ use virtio::net::{F as NetF, HdrF, HdrGso};
 
 use crate::statistics::TxStatistics;
 
-/// The longest header there is: the one with a hash.
-pub(crate) const MAX_HEADER: usize = 20;
+/// The longest header there is: the one with a hash and a tunnel.
+pub(crate) const MAX_HEADER: usize = 24;
 /// Where `flags` is.
 pub(crate) const FLAGS: usize = 0;
 /// Where `gso_type` is.
@@ -14,6 +14,8 @@ pub(crate) const GSO_TYPE: usize = 1;
 pub(crate) const NUM_BUFFERS: usize = 10;
 /// Where `hash_value` is, in headers that have it, with `hash_report` and padding behind it.
 pub(crate) const HASH: usize = 12;
+/// Where `outer_th_offset` is, in headers that have it, with `inner_nh_offset` behind it.
+pub(crate) const TUNNEL: usize = 20;
 
 /// An Ethernet header: what a frame has at least.
 const MIN_FRAME: usize = 14;
@@ -47,6 +49,8 @@ pub enum HeaderFault {
     GsoWithoutChecksum,
     /// `gso_size` is 0 or not smaller than the frame.
     GsoSize,
+    /// What is said of a tunnel does not fit the frame, or itself.
+    Tunnel,
     /// The frame's source is not the NIC's address, and no other may be ([`anti_spoof`]).
     ///
     /// [`anti_spoof`]: crate::VirtioNetConfig::anti_spoof
@@ -55,7 +59,7 @@ pub enum HeaderFault {
 
 impl HeaderFault {
     /// All faults, in the order in which they are shown.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Short,
         Self::Writable,
         Self::Runt,
@@ -67,6 +71,7 @@ impl HeaderFault {
         Self::EcnWithoutTso,
         Self::GsoWithoutChecksum,
         Self::GsoSize,
+        Self::Tunnel,
         Self::Source,
     ];
 }
@@ -80,12 +85,30 @@ pub(crate) struct Header {
     pub(crate) gso_size: u16,
     pub(crate) csum_start: u16,
     pub(crate) csum_offset: u16,
+    pub(crate) outer_th_offset: u16,
+    pub(crate) inner_nh_offset: u16,
 }
 
 impl Header {
     /// Takes a header apart; its fields are little-endian with `VIRTIO_F_VERSION_1`, else the guest's.
     pub(crate) fn parse(bytes: &[u8; MAX_HEADER], little_endian: bool) -> Self {
-        let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, ..] = *bytes;
+        let [
+            flags,
+            gso_type,
+            h0,
+            h1,
+            g0,
+            g1,
+            s0,
+            s1,
+            o0,
+            o1,
+            ..,
+            t0,
+            t1,
+            n0,
+            n1,
+        ] = *bytes;
         let u16_of = |b| {
             if little_endian {
                 u16::from_le_bytes(b)
@@ -100,6 +123,8 @@ impl Header {
             gso_size: u16_of([g0, g1]),
             csum_start: u16_of([s0, s1]),
             csum_offset: u16_of([o0, o1]),
+            outer_th_offset: u16_of([t0, t1]),
+            inner_nh_offset: u16_of([n0, n1]),
         }
     }
 
@@ -116,7 +141,7 @@ impl Header {
         }
     }
 
-    /// Puts a header together, `num_buffers` and what is behind it 0.
+    /// Puts a header together, `num_buffers` and the hash 0.
     pub(crate) fn emit(&self, little_endian: bool) -> [u8; MAX_HEADER] {
         let bytes_of = |n: u16| {
             if little_endian {
@@ -132,8 +157,13 @@ impl Header {
         let (flags, gso_type) = (self.flags, self.gso_type);
         let mut bytes = [0; MAX_HEADER];
         let base = [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1];
+        let [t0, t1] = bytes_of(self.outer_th_offset);
+        let [n0, n1] = bytes_of(self.inner_nh_offset);
         for (to, from) in bytes.iter_mut().zip(base) {
             *to = from;
+        }
+        if let Some(tunnel) = bytes.last_chunk_mut() {
+            *tunnel = [t0, t1, n0, n1];
         }
         bytes
     }
@@ -145,15 +175,19 @@ pub(crate) struct Allowed {
     pub(crate) flags: u8,
     /// A bit for each type.
     types: u8,
+    /// They may be inside tunnels.
+    tunnel: bool,
 }
 
 impl Allowed {
     pub(crate) fn new(features: NetF) -> Self {
-        let flags = if features.contains(NetF::GUEST_CSUM) {
-            (HdrF::NEEDS_CSUM | HdrF::DATA_VALID).bits()
-        } else {
-            0
-        };
+        let mut flags = 0;
+        if features.contains(NetF::GUEST_CSUM) {
+            flags |= NEEDS_CSUM | DATA_VALID;
+        }
+        if features.contains(NetF::GUEST_UDP_TUNNEL_GSO_CSUM) {
+            flags |= TUNNEL_CSUM;
+        }
         let types = [
             (NetF::GUEST_TSO4, HdrGso::Tcpv4),
             (NetF::GUEST_TSO6, HdrGso::Tcpv6),
@@ -165,15 +199,29 @@ impl Allowed {
             .fold(1 << GSO_NONE, |types, (_, kind)| {
                 types | 1 << u8::from(kind)
             });
-        Self { flags, types }
+        Self {
+            flags,
+            types,
+            tunnel: features.contains(NetF::GUEST_UDP_TUNNEL_GSO),
+        }
     }
 
     /// Whether a frame may be of this type.
     pub(crate) fn has(self, gso_type: u8) -> bool {
-        match gso_type & !GSO_ECN {
-            kind @ 0..8 => self.types >> kind & 1 != 0,
+        let tunnel = gso_type & GSO_TUNNEL;
+        if tunnel != 0 && (!self.tunnel || tunnel == GSO_TUNNEL) {
+            return false;
+        }
+        match gso_type & !(GSO_ECN | GSO_TUNNEL) {
+            GSO_NONE => tunnel == 0,
+            kind @ 1..8 => self.types >> kind & 1 != 0,
             _ => false,
         }
+    }
+
+    /// Whether a frame of this type is in a tunnel, as it may be.
+    pub(crate) fn is_tunnel(self, gso_type: u8) -> bool {
+        gso_type & GSO_TUNNEL != 0 && self.has(gso_type)
     }
 
     /// Whether any frame may stand for several.
@@ -218,8 +266,21 @@ impl TxRules {
             clean.csum_start = header.csum_start;
             clean.csum_offset = header.csum_offset;
         }
-        let kind = header.gso_type & !GSO_ECN;
+        let kind = header.gso_type & !(GSO_ECN | GSO_TUNNEL);
         let ecn = header.gso_type & GSO_ECN != 0;
+        let is_tunnel = header.gso_type & GSO_TUNNEL != 0;
+        if is_tunnel {
+            self.check_tunnel(header, kind)?;
+            clean.outer_th_offset = header.outer_th_offset;
+            clean.inner_nh_offset = header.inner_nh_offset;
+        }
+        if self.features.contains(NetF::HOST_UDP_TUNNEL_GSO_CSUM) && header.flags & TUNNEL_CSUM != 0
+        {
+            if !is_tunnel {
+                return Err(HeaderFault::Tunnel);
+            }
+            clean.flags |= TUNNEL_CSUM;
+        }
         if kind == GSO_NONE {
             if ecn {
                 return Err(HeaderFault::EcnWithoutTso);
@@ -238,6 +299,34 @@ impl TxRules {
         let longest = u16::try_from(frame_len).unwrap_or(u16::MAX);
         clean.hdr_len = header.hdr_len.min(longest);
         Ok(clean)
+    }
+
+    /// Checks what a header says of the tunnel around a large frame (virtio 1.4, 5.1.6.2.2).
+    fn check_tunnel(&self, header: &Header, kind: u8) -> Result<(), HeaderFault> {
+        if !self.features.contains(NetF::HOST_UDP_TUNNEL_GSO) {
+            return Err(HeaderFault::GsoNotNegotiated);
+        }
+        let inner_header = match header.gso_type & GSO_TUNNEL {
+            GSO_TUNNEL_IPV4 => IPV4_HEADER,
+            GSO_TUNNEL_IPV6 => IPV6_HEADER,
+            // Both.
+            _ => return Err(HeaderFault::Tunnel),
+        };
+        let is_whole = header.flags & (NEEDS_CSUM | DATA_VALID) == NEEDS_CSUM
+            && kind != GSO_NONE
+            && kind != u8::from(HdrGso::Udp);
+        // In order, each with room for the headers before it. Numbers of 16 bits: no overflow. That the last is in the
+        // frame is seen to with the checksum.
+        let outer = usize::from(header.outer_th_offset);
+        let inner = usize::from(header.inner_nh_offset);
+        let fits = outer >= MIN_FRAME + IPV4_HEADER
+            && inner >= outer + UDP_HEADER
+            && usize::from(header.csum_start) >= inner + inner_header;
+        if is_whole && fits {
+            Ok(())
+        } else {
+            Err(HeaderFault::Tunnel)
+        }
     }
 
     fn check_gso(&self, kind: u8, ecn: bool) -> Result<(), HeaderFault> {
@@ -259,6 +348,17 @@ impl TxRules {
 }
 
 const NEEDS_CSUM: u8 = HdrF::NEEDS_CSUM.bits();
+const DATA_VALID: u8 = HdrF::DATA_VALID.bits();
+const TUNNEL_CSUM: u8 = HdrF::UDP_TUNNEL_CSUM.bits();
+const GSO_TUNNEL_IPV4: u8 = HdrGso::UdpTunnelIpv4 as u8;
+const GSO_TUNNEL_IPV6: u8 = HdrGso::UdpTunnelIpv6 as u8;
+const GSO_TUNNEL: u8 = GSO_TUNNEL_IPV4 | GSO_TUNNEL_IPV6;
+
+/// Headers are no shorter than these.
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+const UDP_HEADER: usize = 8;
+
 pub(crate) const GSO_NONE: u8 = HdrGso::None as u8;
 const GSO_ECN: u8 = HdrGso::Ecn as u8;
 
@@ -280,6 +380,7 @@ mod tests {
             gso_size,
             csum_start,
             csum_offset,
+            ..Default::default()
         }
     }
 
@@ -306,8 +407,9 @@ mod tests {
             (header(1, 1, 9000, 34, 16), 9000, Err(GsoSize)),
             (header(1, 1, 0xffff, 34, 16), 9000, Err(GsoSize)),
             (header(1, 2, 1448, 34, 16), 9000, Err(GsoType)),
-            (header(1, 0x7f, 1448, 34, 16), 9000, Err(GsoType)),
-            (header(1, 0x21, 1448, 34, 16), 9000, Err(GsoType)),
+            (header(1, 0x7f, 1448, 34, 16), 9000, Err(GsoNotNegotiated)),
+            (header(1, 0x1f, 1448, 34, 16), 9000, Err(GsoType)),
+            (header(1, 0x21, 1448, 34, 16), 9000, Err(GsoNotNegotiated)),
             (header(1, 3, 1448, 34, 16), 9000, Err(GsoNotNegotiated)),
             (header(1, 4, 1448, 34, 16), 9000, Err(GsoNotNegotiated)),
             (header(1, 5, 1448, 34, 16), 9000, Err(GsoNotNegotiated)),
@@ -351,6 +453,167 @@ mod tests {
         }
     }
 
+    /// virtio 1.4, 5.1.6.2.2
+    #[test]
+    fn a_tunnel_that_does_not_fit_its_frame_or_itself_is_refused() {
+        use HeaderFault::*;
+        let features = NetF::CSUM
+            | NetF::HOST_TSO4
+            | NetF::HOST_TSO6
+            | NetF::HOST_USO
+            | NetF::HOST_UFO
+            | NetF::HOST_UDP_TUNNEL_GSO;
+        let with_csum = features | NetF::HOST_UDP_TUNNEL_GSO_CSUM;
+        // Ethernet, IPv4, UDP, VXLAN, Ethernet, IPv4, TCP.
+        let good = Header {
+            outer_th_offset: 34,
+            inner_nh_offset: 64,
+            ..header(1, 0x21, 1400, 84, 16)
+        };
+        let ipv6 = Header {
+            gso_type: 0x44,
+            csum_start: 104,
+            ..good
+        };
+        let table: [(NetF, Header, Result<(), HeaderFault>); 21] = [
+            (features, good, Ok(())),
+            (features, ipv6, Ok(())),
+            (
+                features,
+                Header {
+                    gso_type: 0x25,
+                    ..good
+                },
+                Ok(()),
+            ),
+            (
+                features,
+                Header {
+                    gso_type: 0x23,
+                    ..good
+                },
+                Err(Tunnel),
+            ),
+            (
+                features,
+                Header {
+                    gso_type: 0x61,
+                    ..good
+                },
+                Err(Tunnel),
+            ),
+            (
+                features,
+                Header {
+                    gso_type: 0x20,
+                    ..good
+                },
+                Err(Tunnel),
+            ),
+            (features, Header { flags: 0, ..good }, Err(Tunnel)),
+            (features, Header { flags: 3, ..good }, Err(Tunnel)),
+            (
+                features,
+                Header {
+                    outer_th_offset: 33,
+                    ..good
+                },
+                Err(Tunnel),
+            ),
+            (
+                features,
+                Header {
+                    outer_th_offset: 0xffff,
+                    ..good
+                },
+                Err(Tunnel),
+            ),
+            (
+                features,
+                Header {
+                    inner_nh_offset: 41,
+                    ..good
+                },
+                Err(Tunnel),
+            ),
+            (
+                features,
+                Header {
+                    inner_nh_offset: 65,
+                    ..good
+                },
+                Err(Tunnel),
+            ),
+            (
+                features,
+                Header {
+                    inner_nh_offset: 0xffff,
+                    ..good
+                },
+                Err(Tunnel),
+            ),
+            (
+                features,
+                Header {
+                    csum_start: 83,
+                    ..good
+                },
+                Err(Tunnel),
+            ),
+            (
+                features,
+                Header {
+                    csum_start: 103,
+                    ..ipv6
+                },
+                Err(Tunnel),
+            ),
+            (
+                features,
+                Header {
+                    csum_start: 8999,
+                    ..good
+                },
+                Err(ChecksumOffset),
+            ),
+            // A flag that is not known is not looked at.
+            (features, Header { flags: 9, ..good }, Ok(())),
+            (with_csum, Header { flags: 9, ..good }, Ok(())),
+            (
+                with_csum,
+                Header {
+                    flags: 9,
+                    gso_type: 1,
+                    ..good
+                },
+                Err(Tunnel),
+            ),
+            (
+                with_csum,
+                Header {
+                    flags: 8,
+                    gso_type: 0,
+                    ..good
+                },
+                Err(Tunnel),
+            ),
+            (
+                features - NetF::HOST_UDP_TUNNEL_GSO,
+                good,
+                Err(GsoNotNegotiated),
+            ),
+        ];
+        for (features, header, expected) in table {
+            let checked = TxRules::new(features).check(&header, 9000);
+            assert_eq!(checked.map(|_| ()), expected, "{header:?}");
+            if let Ok(clean) = checked {
+                let csum = features.contains(NetF::HOST_UDP_TUNNEL_GSO_CSUM);
+                let flags = if csum { header.flags } else { 1 };
+                assert_eq!(clean, Header { flags, ..header });
+            }
+        }
+    }
+
     #[test]
     fn the_backend_is_told_only_what_counts() {
         let dirty = Header {
@@ -360,6 +623,8 @@ mod tests {
             gso_size: 7,
             csum_start: 8,
             csum_offset: 9,
+            outer_th_offset: 10,
+            inner_nh_offset: 11,
         };
         let clean = Header {
             hdr_len: 100,
@@ -372,9 +637,11 @@ mod tests {
     fn a_header_taken_apart_and_put_together_is_the_same() {
         let mut bytes = [0; MAX_HEADER];
         bytes[..10].copy_from_slice(&[1, 0x81, 54, 0, 0xa8, 5, 34, 0, 16, 1]);
+        bytes[20..].copy_from_slice(&[34, 0, 50, 1]);
         let header = Header::parse(&bytes, true);
         assert_eq!(header.gso_size, 1448);
         assert_eq!(header.csum_offset, 272);
+        assert_eq!((header.outer_th_offset, header.inner_nh_offset), (34, 306));
         assert_eq!(header.emit(true), bytes);
         assert_eq!(Header::parse(&bytes, false).emit(false), bytes);
     }

@@ -138,6 +138,10 @@ const PROPERTIES: &[PropertyInfo] = &[
     on("host_uso"),
     on("guest_uso4"),
     on("guest_uso6"),
+    on("host_tunnel"),
+    on("host_tunnel_csum"),
+    on("guest_tunnel"),
+    on("guest_tunnel_csum"),
 ];
 
 /// QEMU's, refused by name.
@@ -221,6 +225,10 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
         guest_ufo: device.get("guest_ufo")?,
         guest_uso4: device.get("guest_uso4")?,
         guest_uso6: device.get("guest_uso6")?,
+        host_tunnel: device.get("host_tunnel")?,
+        host_tunnel_csum: device.get("host_tunnel_csum")?,
+        guest_tunnel: device.get("guest_tunnel")?,
+        guest_tunnel_csum: device.get("guest_tunnel_csum")?,
         mrg_rxbuf: device.get("mrg_rxbuf")?,
         status: device.get("status")?,
         ctrl_vq: device.get("ctrl_vq")?,

@@ -29,5 +29,7 @@ mod rss;
 mod rx;
 #[path = "device/stats.rs"]
 mod stats;
+#[path = "device/tunnels.rs"]
+mod tunnels;
 #[path = "device/tx.rs"]
 mod tx;

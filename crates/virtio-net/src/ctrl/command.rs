@@ -248,7 +248,18 @@ impl<M: QueueMemory> Commands<'_, M> {
         } else {
             u64::from_ne_bytes(bytes)
         };
-        let wanted = NetF::from_bits_retain(virtio::le128::from(u128::from(bits)));
+        // Here the bits of tunnels are others: those of the features are past 64.
+        let mut wanted = NetF::from_bits_retain(virtio::le128::from(u128::from(
+            bits & !(TUNNEL | TUNNEL_CSUM),
+        )));
+        for (bit, feature) in [
+            (TUNNEL, NetF::GUEST_UDP_TUNNEL_GSO),
+            (TUNNEL_CSUM, NetF::GUEST_UDP_TUNNEL_GSO_CSUM),
+        ] {
+            if bits & bit != 0 {
+                wanted |= feature;
+            }
+        }
         if !(self.features & guest_offload_features()).contains(wanted) {
             return None;
         }
@@ -272,6 +283,10 @@ impl<M: QueueMemory> Commands<'_, M> {
         })
     }
 }
+
+/// Bits of `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET` (virtio 1.4, 5.1.6.5.9.1).
+const TUNNEL: u64 = 1 << 46;
+const TUNNEL_CSUM: u64 = 1 << 47;
 
 /// A key with its length in front of it, that is all that is left; one that is shorter than a key may be has zeroes
 /// behind it. Hashes need one.

@@ -16,4 +16,5 @@ mod policy;
 mod rss;
 mod rx;
 mod stats;
+mod tunnels;
 mod tx;
