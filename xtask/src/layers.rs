@@ -8,7 +8,14 @@ use anyhow::{Context, Result, ensure};
 
 /// The crate map, lowest level first. The packages of the last level compose and may know everybody.
 const LEVELS: [&[&str]; 6] = [
-    &["keyval", "qom", "iothread", "virtqueue", "virtio-guest"],
+    &[
+        "keyval",
+        "qom",
+        "iothread",
+        "virtqueue",
+        "virtio-guest",
+        "vmstate",
+    ],
     &["qdev", "net-client"],
     &["virtio-bus", "vm-pci", "net-tap"],
     &["virtio-net", "virtio-pci", "vhost-user-transport"],

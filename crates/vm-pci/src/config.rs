@@ -224,6 +224,28 @@ impl ConfigSpace {
         u32::from_le_bytes(data)
     }
 
+    /// All bytes, as they are now.
+    pub(crate) fn bytes(&self) -> &[u8; CONFIG_SIZE as usize] {
+        &self.bytes
+    }
+
+    /// Sets all bytes to what they were in a function that is made as this one: what software can change is as it
+    /// was there, and the rest has to be the same.
+    ///
+    /// # Errors
+    /// The first byte where it is not; nothing has changed then.
+    pub(crate) fn restore(&mut self, bytes: &[u8; CONFIG_SIZE as usize]) -> Result<(), usize> {
+        let fixed = self.writable.iter().zip(self.write_1_to_clear.iter());
+        let fixed = fixed.map(|(writable, cleared)| !(writable | cleared));
+        let both = self.power_on.iter().zip(bytes).zip(fixed);
+        let differs = |((mine, other), fixed): ((&u8, &u8), u8)| (mine ^ other) & fixed != 0;
+        if let Some(at) = both.map(differs).position(|differs| differs) {
+            return Err(at);
+        }
+        self.bytes.copy_from_slice(bytes);
+        Ok(())
+    }
+
     /// Back to the values after power-on.
     pub fn reset(&mut self) {
         self.bytes.copy_from_slice(&self.power_on[..]);

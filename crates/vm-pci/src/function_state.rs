@@ -1,5 +1,7 @@
 //! What every function keeps under its one lock, so that no model writes it again.
 
+mod saved;
+
 use std::sync::Arc;
 
 use crate::Error;
@@ -12,6 +14,8 @@ use crate::intx::Intx;
 use crate::irq::{IntxPin, MsiSink, MsiVector};
 use crate::msix::{Msix, MsixLayout};
 use crate::registers::{CAP_MSIX, Command, INTERRUPT_PIN, STATUS, Status};
+
+pub use saved::SavedFunction;
 
 /// Configuration space, BARs, MSI-X and interrupt pin of one function, working together.
 ///

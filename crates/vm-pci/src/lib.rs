@@ -91,6 +91,8 @@
 //! Locks, in their order: a function's own, its [`Intx`], the shared line, the machine's. The
 //! bus and the window map hold theirs only while they look something up.
 //!
+//! What software has set in a function is read out as a [`SavedFunction`] and set in a fresh one.
+//!
 //! Not here yet: bridges and root ports (bus numbers other than 0 are empty), MSI without X, expansion ROMs.
 
 mod address;
@@ -125,11 +127,11 @@ pub use config::{ConfigSpace, ConfigWritten, PciIdentity};
 pub use error::Error;
 pub use express::Express;
 pub use function::{Attachment, ConfigEffect, Forwarding, PciFunction};
-pub use function_state::{ConfigChange, FunctionState};
+pub use function_state::{ConfigChange, FunctionState, SavedFunction};
 pub use host::{PciHost, PciHostConfig};
 pub use intx::Intx;
 pub use irq::{IntxLine, IntxPin, IrqLines, MsiMessage, MsiSink, MsiVector};
-pub use msix::{Msix, MsixLayout};
+pub use msix::{Msix, MsixLayout, SavedMsix};
 
 // The README's example runs with the documentation's.
 #[cfg(doctest)]

@@ -1,5 +1,7 @@
 //! MSI-X: the table, the pending bits, and what the masks let through (PCI 3.0, 6.8.2).
 
+mod saved;
+
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -11,6 +13,8 @@ use crate::Error;
 use crate::address::DevFn;
 use crate::bar::BarIndex;
 use crate::irq::{MsiMessage, MsiSink, MsiVector};
+
+pub use saved::SavedMsix;
 
 /// Bytes of one table entry.
 const ENTRY_SIZE: usize = 16;
