@@ -7,25 +7,25 @@ use crate::Error;
 use crate::config::ConfigSpace;
 use crate::registers::{CAP_EXPRESS, CAP_POWER_MANAGEMENT};
 
-/// What a function in PCI Express form has. QEMU's names, in brackets, are those of its properties.
+/// What a function in PCI Express form has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Express {
     /// The function is on a root bus: an integrated endpoint, with no link.
     pub is_integrated: bool,
-    /// Function-level reset. [`x-pcie-flr-init`]
+    /// Function-level reset. [QEMU: `x-pcie-flr-init`]
     pub function_level_reset: bool,
-    /// Software may switch between D0 and D3hot. [`x-pcie-pm-init`]
+    /// Software may switch between D0 and D3hot. [QEMU: `x-pcie-pm-init`]
     pub power_states: bool,
-    /// Software may switch on what is to be reported of errors, which never happen. [`x-pcie-deverr-init`]
+    /// Software may switch on what is to be reported of errors, which never happen. [QEMU: `x-pcie-deverr-init`]
     pub error_reporting: bool,
-    /// Software may write link control. [`x-pcie-lnkctl-init`]
+    /// Software may write link control. [QEMU: `x-pcie-lnkctl-init`]
     pub link_control: bool,
-    /// Advanced error reporting, whose registers are there and never have anything to say. [`aer`]
+    /// Advanced error reporting, whose registers are there and never have anything to say. [QEMU: `aer`]
     pub advanced_error_reporting: bool,
     /// Address translation services: software may tell the function that an IOMMU answers translation requests.
-    /// It makes none, since guest memory is handed to it as the IOMMU shows it. [`ats`]
+    /// It makes none, since guest memory is handed to it as the IOMMU shows it. [QEMU: `ats`]
     pub address_translation: bool,
-    /// Translated addresses are aligned to pages. [`x-ats-page-aligned`]
+    /// Translated addresses are aligned to pages. [QEMU: `x-ats-page-aligned`]
     pub page_aligned: bool,
 }
 

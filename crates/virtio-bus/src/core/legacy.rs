@@ -121,7 +121,7 @@ impl<M: GuestAddressSpace> VirtioCore<M> {
     }
 
     /// The driver notifies the device of buffers in `queue`. Where the device does not run yet, this is its
-    /// first use: "The transitional device MUST support the driver using the device before the step [DRIVER_OK]"
+    /// first use: "The transitional device MUST support the driver using the device before the step" that sets DRIVER_OK
     /// (virtio 1.4, 3.1.2). A queue that the driver has not placed is ignored.
     pub fn legacy_notify(&mut self, queue: QueueIndex) -> StatusEffect {
         let is_placed =

@@ -138,7 +138,6 @@ fn what_has_no_help_says_why() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     // (property, its type, the end of the message)
-    let off = "is not supported with any value but 'off'";
     let none = "is not supported";
     let table = [
         (
