@@ -2,6 +2,7 @@
 //!
 //! Each is on a tap of its own, all on one I/O thread. Prints how long it takes to make and activate one, beside
 //! the tap's own part, the memory that each adds, and the time of the I/O thread in a second of rest.
+#![expect(clippy::expect_used, reason = "ends where its set-up fails")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
