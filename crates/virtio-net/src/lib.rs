@@ -81,7 +81,13 @@
 //!
 //! That its queue is broken the transport is told under the queue's lock, so that a reset comes before or after.
 //!
-//! Not here yet: drivers from before virtio 1.0 on big-endian hosts.
+//! Of two queues of one direction no thread holds both locks: a frame that goes to another pair's queue is handed over
+//! with that one's lock alone.
+//!
+//! What the specification demands is listed with its tests in `tests/conformance/README.md`.
+//!
+//! Not here yet: coalescing of received segments (`VIRTIO_NET_F_RSC_EXT`), hashes of inner headers
+//! (`VIRTIO_NET_F_HASH_TUNNEL`), `VIRTIO_NET_F_OUT_NET_HEADER`, and drivers from before virtio 1.0 on big-endian hosts.
 
 mod announce;
 mod buffers;
