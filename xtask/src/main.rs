@@ -6,6 +6,7 @@
 //! | `fuzz` | runs each fuzz target for some seconds: [`fuzz`] |
 //! | `lines` | checks how long files are, and what in them can panic: [`lines`] |
 //! | `sanitize` | runs tests under AddressSanitizer: [`sanitize`] |
+//! | `vhost-user` | tries the vhost-user back end with front ends of others: [`vhost_user`] |
 //! | `guest` | boots stock Linux under the example VMM and tries the NIC from inside: [`guest`] |
 
 mod fuzz;
@@ -13,6 +14,7 @@ mod guest;
 mod layers;
 mod lines;
 mod sanitize;
+mod vhost_user;
 
 use std::process::ExitCode;
 
@@ -22,6 +24,7 @@ fn main() -> ExitCode {
         Some("fuzz") => fuzz::main(args.collect()),
         Some("guest") => guest::main(args.collect()),
         Some("sanitize") => sanitize::main(args.collect()),
+        Some("vhost-user") => vhost_user::main(args.collect()),
         Some("layers") => answer("layers", layers::check()),
         Some("lines") => answer("lines", lines::check()),
         Some("help" | "-h" | "--help") => {
@@ -59,4 +62,7 @@ chores:
   sanitize run tests under AddressSanitizer (cargo xtask sanitize --help)
   guest    boot stock Linux under the example VMM and try the NIC from inside
            (cargo xtask guest --help)
+  vhost-user
+           try the vhost-user back end with front ends of others
+           (cargo xtask vhost-user --help)
 ";

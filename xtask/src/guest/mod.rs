@@ -27,7 +27,7 @@ mod image;
 mod modules;
 mod options;
 mod runner;
-mod vmm;
+pub(crate) mod vmm;
 mod watch;
 
 use std::io::{self, Write};
