@@ -1,5 +1,5 @@
 //! The legacy interface: where the registers of the common configuration are in BAR 0, as far as
-//! they exist there (virtio 1.4, 4.1.4.11).
+//! they exist there (virtio 1.4, 4.1.4.10).
 
 use super::{Bar, BarKind, CommonRegister, identity};
 use crate::{PciAddress, Platform, Width};
