@@ -1,5 +1,6 @@
 //! The transport: its bus, and the device as a front end has set it up.
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -101,6 +102,8 @@ impl VhostUserTransport {
             }
             return match error {
                 vhost_user::Error::Disconnected => Ok(()),
+                // It has left without waiting for an answer.
+                vhost_user::Error::SocketBroken(error) if has_left(&error) => Ok(()),
                 error => Err(ServeError::Protocol(error)),
             };
         }
@@ -290,6 +293,12 @@ impl Plugged {
     fn device_features(&self) -> F {
         features(self.features)
     }
+}
+
+/// Whether an error of a socket says that there is nobody at its other end.
+fn has_left(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionReset)
 }
 
 /// `VIRTIO_F_RING_PACKED`, among 64.
