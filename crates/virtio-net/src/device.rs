@@ -500,6 +500,9 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         for pair in &self.pairs {
             pair.resume();
         }
+        for pair in &self.pairs {
+            pair.look();
+        }
         self.ctrl.set_running(true);
     }
 }

@@ -258,14 +258,23 @@ impl<M: QueueMemory> Pair<M> {
         }
     }
 
-    /// Goes on after [`quiesce`](Self::quiesce), looking at the queues at once.
+    /// Goes on after [`quiesce`](Self::quiesce); [`look`](Self::look) follows.
     pub(crate) fn resume(&self) {
         if let Some(active) = &mut lock(&self.rx).active {
             active.running = true;
-            again(&active.loan().kick);
         }
         if let Some(active) = &mut lock(&self.tx).active {
             active.running = true;
+        }
+    }
+
+    /// Has the queues looked at. Called when all pairs go on: a frame from the port of one may be for the queue
+    /// of another, and one that finds that at rest waits for a kick again.
+    pub(crate) fn look(&self) {
+        if let Some(active) = &lock(&self.rx).active {
+            again(&active.loan().kick);
+        }
+        if let Some(active) = &lock(&self.tx).active {
             again(&active.loan().kick);
         }
     }
@@ -274,6 +283,8 @@ impl<M: QueueMemory> Pair<M> {
     pub(crate) fn stop_rx(&self) -> Option<ActiveQueue> {
         self.quiesce(true, false);
         let active = lock(&self.rx).active.take();
+        // What found it at rest is dropped from here on, and holds up no frame for another.
+        self.wake_steered();
         active.map(ActiveRx::hand_back)
     }
 
@@ -467,6 +478,8 @@ impl<M: QueueMemory> NetClient for Pair<M> {
         if let Some(active) = &mut lock(&self.tx).active {
             active.watch = None;
             active.watch = Some(self.watch_tx(&active.loan().kick)?);
+            // It may have waited for a timer that goes with the old context.
+            again(&active.loan().kick);
         }
         self.renew_gates();
         self.forget_waits();

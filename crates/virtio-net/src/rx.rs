@@ -112,6 +112,16 @@ impl<M: QueueMemory> Rx<M> {
         (Received::Taken, after)
     }
 
+    /// The peer has been told that there is no room, in another queue: this one's next kick says otherwise. `false`
+    /// if the queue is not there, so that no kick comes.
+    pub(crate) fn tell_at_next_kick(&mut self) -> bool {
+        let Some(active) = &mut self.active else {
+            return false;
+        };
+        active.starved = true;
+        true
+    }
+
     /// Ends a batch of [`receive`](Self::receive)s.
     pub(crate) fn flush(&mut self) {
         if let Some(active) = &mut self.active {

@@ -96,7 +96,8 @@ impl<M: QueueMemory> Pair<M> {
         end
     }
 
-    /// Timers of another context are of no use here. What waits is looked at when the queues are.
+    /// Timers of another context are of no use here. What waits on them is looked at at once: the transmit queue by a
+    /// kick, frames for the driver when the port has its ends offer again.
     pub(super) fn forget_waits(&self) {
         *lock(&self.waits.rx) = None;
         *lock(&self.waits.tx) = None;

@@ -1,12 +1,13 @@
 //! Frames that go to the pair that their hash leads to, whichever port they come from.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use net_client::{Frame, Received, copy_from_iov};
+use net_client::{DropReason, Frame, Received, copy_from_iov};
 use virtqueue::QueueMemory;
 
 use super::Pair;
 use crate::hash::{HashCell, HashView, PEEK};
+use crate::kick::again;
 use crate::shared::lock;
 
 /// What a pair knows of where frames from its port go.
@@ -66,18 +67,34 @@ impl<M: QueueMemory> Pair<M> {
             // The device is going.
             return Received::Taken;
         };
-        pair.with_rx(|rx| {
+        let received = pair.with_rx(|rx| {
             pair.spend_rx(rx, |rx| {
                 rx.receive_steered(frame, host_header_len, &pair.port)
             })
-        })
+        });
+        if received == Received::Busy && !lock(&self.rx).tell_at_next_kick() {
+            // Nobody would tell the peer when there is room.
+            self.port.count_dropped_receiving(DropReason::NotRunning);
+            return Received::Taken;
+        }
+        received
     }
 
-    /// Ends a batch of frames that went to other pairs.
-    pub(super) fn flush_steered(&self) {
+    /// Has all pairs look at their receive queues, where frames from the port of one may wait for the queue of another.
+    pub(super) fn wake_steered(&self) {
         if !self.shared.is_steered() {
             return;
         }
+        let siblings = self.siblings.get().map(AsRef::as_ref).unwrap_or_default();
+        for pair in siblings.iter().filter_map(Weak::upgrade) {
+            if let Some(active) = &lock(&pair.rx).active {
+                again(&active.loan().kick);
+            }
+        }
+    }
+
+    /// Ends a batch of frames that went to other pairs, whether or not frames are steered still.
+    pub(super) fn flush_steered(&self) {
         let mut touched = std::mem::take(&mut lock(&self.steering).touched);
         for pair in touched.drain(..) {
             let siblings = self.siblings.get().map(AsRef::as_ref);

@@ -1,8 +1,10 @@
 //! What the host allows beyond what the driver asks for: rates, addresses; and what it can read of a NIC.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use net_client::{Drained, Offloads};
+use iothread::AioContext;
+use net_client::{Drained, Offloads, Port};
 use virtio::F;
 use virtio::net::F as NetF;
 use virtio_bus::VirtioDevice;
@@ -10,7 +12,7 @@ use virtio_net::{HeaderFault, RateLimit, VirtioNetConfig, Withheld};
 use virtqueue::mock::Buffer;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::harness::{ERR, HEADER, Nic, OK, PLAIN, RX, TX, frame};
+use crate::harness::{ERR, HEADER, Nic, OK, PLAIN, Peer, RX, TX, frame};
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 
@@ -65,6 +67,24 @@ fn frames_that_the_driver_sends_faster_than_it_may_wait_and_none_is_lost() {
     nic.device.set_tx_limit(RateLimit::default());
     wait(&nic, 100);
     assert_eq!(nic.peer.take().len(), 100);
+}
+
+#[test]
+fn frames_that_wait_for_a_limit_go_to_the_peer_that_comes_next() {
+    let mut nic = nic(|config| config.tx_limit = packets(1000));
+    for i in 0..100 {
+        nic.add_tx(&frame(PLAIN, 60, i), &[]);
+    }
+    nic.kick(TX);
+    let at_once = nic.peer.take().len();
+    let port = nic.device.ports()[0].clone();
+    port.disconnect();
+    nic.turn();
+    let next = Peer::new();
+    let context: Arc<dyn AioContext> = nic.context.clone();
+    Port::connect(&port, &next.port, &context).unwrap();
+    wait(&nic, 100);
+    assert_eq!(next.take().len(), 100 - at_once);
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use std::net::Ipv4Addr;
 
-use net_client::{Drained, DropReason};
+use iothread::AioContext;
+use net_client::{Drained, DropReason, Received};
 use virtio::net::F as NetF;
 use virtio_bus::VirtioDevice;
 use virtio_net::VirtioNetConfig;
 use virtqueue::QueueIndex;
 
-use crate::harness::{ERR, Nic, OK, PeerState};
+use crate::harness::{ERR, Nic, OK, PeerState, Revoking};
 
 const PAIRS: usize = 3;
 /// `struct virtio_net_hdr_v1_hash`
@@ -447,6 +448,43 @@ fn a_frame_for_a_queue_that_is_being_reset_is_dropped() {
             got
         );
     }
+}
+
+#[test]
+fn a_frame_that_finds_its_queue_being_reset_holds_up_no_frame_for_another() {
+    let mut nic = nic();
+    assert_eq!(nic.command(&[4, 0, 3, 0]), OK);
+    fill(&mut nic);
+    // A read that goes on keeps the reset waiting.
+    nic.peers[1].state().slow = true;
+    let _ = nic.peers[1].give();
+    assert!(!nic.peers[1].state().reads.is_empty());
+    nic.peers[1].state().revoking = Revoking::Late;
+    assert_eq!(nic.command(&Rss::default().command()), OK);
+    let peer = nic.peers[0].clone();
+    let rooms = peer.state().rooms;
+    nic.context.schedule(Box::new(move || {
+        let given = peer.give_frames([tcp(VECTORS[0], HASH_HEADER)]);
+        assert_eq!(given, Drained::NoRoom);
+    }));
+    assert!(nic.device.stop_queue(QueueIndex(2)).is_some());
+    nic.turn();
+    assert!(nic.peers[0].state().rooms > rooms, "told that it can go on");
+    let statistics = nic.device.rx_statistics(1).unwrap();
+    assert_eq!(statistics.dropped_disabled, 1);
+}
+
+#[test]
+fn frames_are_told_of_at_their_batch_s_end_even_if_steering_ends_before() {
+    let mut nic = nic();
+    assert_eq!(nic.command(&Rss::default().command()), OK);
+    fill(&mut nic);
+    let port = nic.peers[0].port.clone();
+    let frame = tcp(VECTORS[0], HASH_HEADER);
+    assert_eq!(port.send_bytes(&frame), Received::Taken);
+    assert_eq!(nic.command(&[4, 0, 3, 0]), OK);
+    port.flush(&mut |_| {});
+    assert_eq!([0, 2, 4].map(|queue| nic.used(queue).len()), [0, 1, 0]);
 }
 
 #[test]
