@@ -42,6 +42,9 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
         let _ = (token, iov);
     }
 
+    /// Forgets the reads that were kept: whoever lent memory for them has gone without [`submit`](Self::submit).
+    fn forget(&self) {}
+
     /// Does the reads that were kept, and names each to `done`, in order.
     fn submit(&self, done: &mut dyn FnMut(Token, io::Result<usize>)) {
         let _ = done;

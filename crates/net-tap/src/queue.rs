@@ -385,6 +385,15 @@ impl FrameSource for Source<'_> {
     }
 }
 
+impl Drop for Source<'_> {
+    /// A reader that has left without submitting takes its memory along.
+    fn drop(&mut self) {
+        if self.room != usize::MAX {
+            self.queue.engine.forget();
+        }
+    }
+}
+
 fn into_io(error: TapError) -> io::Error {
     let kind = match &error {
         TapError::Ioctl { source, .. } => source.kind(),
@@ -408,6 +417,8 @@ mod tests {
         writes: Mutex<VecDeque<Result<Received, i32>>>,
         reads: Mutex<VecDeque<Result<usize, i32>>>,
         calls: AtomicUsize,
+        /// Reads that are kept.
+        kept: AtomicUsize,
     }
 
     impl Scripted {
@@ -427,6 +438,14 @@ mod tests {
 
         fn read(&self, _iov: &[IoVec]) -> io::Result<usize> {
             self.next(&self.reads)
+        }
+
+        fn queue(&self, _token: Token, _iov: &[IoVec]) {
+            self.kept.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn forget(&self) {
+            self.kept.store(0, Ordering::Relaxed);
         }
     }
 
@@ -583,6 +602,20 @@ mod tests {
         // Now it is full, which is another thing.
         assert_eq!(nic.port().send_bytes(b"x"), Received::Busy);
         drop(theirs);
+    }
+
+    #[test]
+    fn reads_that_nobody_submits_are_forgotten_with_their_source() {
+        let Bench { queue, engine, .. } = bench();
+        let room = usize::MAX;
+        let mut source = Source {
+            queue: &queue,
+            room,
+        };
+        source.queue(Token(0), &[]);
+        assert_eq!(engine.kept.load(Ordering::Relaxed), 1);
+        drop(source);
+        assert_eq!(engine.kept.load(Ordering::Relaxed), 0);
     }
 
     #[test]

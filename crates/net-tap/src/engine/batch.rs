@@ -104,7 +104,8 @@ impl Batch {
         self.by_ring
     }
 
-    /// Keeps a request of `len` bytes in `iov`, whose memory stays valid until [`run`](Self::run) has returned.
+    /// Keeps a request of `len` bytes in `iov`, whose memory stays valid until [`run`](Self::run) or
+    /// [`forget`](Self::forget) has returned.
     pub(super) fn push(&mut self, token: Token, iov: &[IoVec], len: usize) {
         self.requests.push(Request {
             token,
@@ -149,6 +150,11 @@ impl Batch {
             empty |= self.way == Way::In && is_would_block(&result);
             self.results.push((request.token, request.len, result));
         }
+        self.forget();
+    }
+
+    /// Forgets what was kept: its memory is not valid any more.
+    pub(super) fn forget(&mut self) {
         self.requests.clear();
         self.pieces.clear();
     }

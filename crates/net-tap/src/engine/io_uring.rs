@@ -139,6 +139,10 @@ impl Engine for IoUringEngine {
         lock(&self.reads).batch.push(token, iov, 0);
     }
 
+    fn forget(&self) {
+        lock(&self.reads).batch.forget();
+    }
+
     fn submit(&self, done: &mut dyn FnMut(Token, io::Result<usize>)) {
         let mut results = {
             let mut reads = lock(&self.reads);
@@ -534,6 +538,19 @@ mod tests {
         assert_eq!(received(&theirs), [b"frame"; 6]);
         assert!(!lock(&engine.out).is_refused());
         assert_eq!(lock(&engine.out).requests_by_ring(), 6);
+    }
+
+    #[test]
+    fn a_read_that_is_forgotten_is_not_made() {
+        let Some((engine, theirs)) = engine() else {
+            return;
+        };
+        theirs.send(b"frame").unwrap();
+        let mut memory = Memory::of(&[0; 8]);
+        engine.queue(Token(0), &[memory.iov()]);
+        engine.forget();
+        engine.submit(&mut |token, _| panic!("{token:?} was made"));
+        assert_eq!(engine.read(&[memory.iov()]).unwrap(), 5);
     }
 
     #[test]
