@@ -135,12 +135,13 @@ usage: vmm [options]
 Each option may have one dash or two. Without -kernel an embedded guest runs, which pings the host
 through its NIC; without -netdev and -device it has
   -netdev tap,id=tap0,ip=10.0.2.2/24 -device virtio-net-pci,netdev=tap0
-in a network namespace of its own if it needs one for that.
+in a network namespace of its own, where the host lets it have one.
 With -kernel the serial line is on the terminal: Ctrl-A x ends the VMM, Ctrl-A Ctrl-A sends Ctrl-A.
 Ctrl-C ends it without.
 
-Status: 0 the guest powered off (or reset, with -no-reboot), 1 the VMM could not go on,
-2 the guest crashed, 3 the embedded guest took too long.
+Status: 0 the guest powered off (or reset, with -no-reboot), or all its pings were answered; 1 the
+VMM could not go on, or the embedded guest could not drive its NIC or got no answer; 2 the guest
+crashed; 3 the embedded guest took too long.
 ";
 
 /// Reads the arguments that follow the program's name.

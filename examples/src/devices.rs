@@ -11,8 +11,8 @@ use net_client::{CAPTURE_MAX_LEN, FilterError, NetClients, NetdevError, Port};
 use qdev::MacAddr;
 use qom::{Object, TypeRegistry};
 use virtio_bus::KickBinder;
-use virtio_net::VirtioNet;
 use virtio_net::object::NicAddress;
+use virtio_net::{AnnounceParameters, VirtioNet};
 use virtio_pci::VirtioPci;
 use vm_pci::MsiSink;
 
@@ -41,6 +41,7 @@ pub struct Nic {
     pub mac: MacAddr,
     /// A port a queue pair.
     pub ports: Vec<Arc<Port>>,
+    device: Arc<VirtioNet<Memory>>,
 }
 
 /// A filter as `info network` prints it.
@@ -245,6 +246,7 @@ impl Devices {
                 mac: address.0,
                 ports: model.ports(),
                 model: type_name,
+                device: model,
             });
         }
         nics
@@ -262,6 +264,17 @@ impl Devices {
             port.set_link(up);
         }
         nic.is_some()
+    }
+
+    /// Asks the guest to announce itself on the links of the network cards that are named, or of all, in the
+    /// rounds that QEMU has by default. Names of nothing are passed over.
+    #[doc(alias = "qmp_announce_self")]
+    pub fn announce_self(&self, names: Option<&[&str]>) {
+        for nic in self.nics() {
+            if names.is_none_or(|names| names.contains(&&*nic.name)) {
+                nic.device.announce_self(AnnounceParameters::default());
+            }
+        }
     }
 
     /// Stops the data of all devices, and waits for what is in flight. The processors are at rest.

@@ -30,6 +30,38 @@ fn without_kvm_every_ping_is_answered_too() {
 }
 
 #[test]
+fn a_card_of_the_legacy_interface_alone_is_driven_by_the_embedded_guest() {
+    let name = "a_card_of_the_legacy_interface_alone_is_driven_by_the_embedded_guest";
+    in_own_network(name, || {
+        let options = Options {
+            netdevs: vec!["tap,id=tap0,ip=10.0.2.2/24".into()],
+            devices: vec!["virtio-net-pci,netdev=tap0,disable-modern=on".into()],
+            ..Options::default()
+        };
+        for run in [vmm::run, vmm::run_without_kvm] {
+            assert_eq!(run(&options).unwrap(), Ending::Status(0));
+        }
+    });
+}
+
+#[test]
+fn two_runs_with_no_options_at_once_do_not_disturb_each_other() {
+    in_own_network(
+        "two_runs_with_no_options_at_once_do_not_disturb_each_other",
+        || {
+            let run = || {
+                // Each enters its own network: a thread is enough for that where it may.
+                std::thread::spawn(|| vmm::run_without_kvm(&Options::default()).unwrap())
+            };
+            let runs = [run(), run()];
+            for run in runs {
+                assert_eq!(run.join().unwrap(), Ending::Status(0));
+            }
+        },
+    );
+}
+
+#[test]
 fn a_paused_machine_waits_for_cont_and_ends_with_quit() {
     in_own_network("a_paused_machine_waits_for_cont_and_ends_with_quit", || {
         for run in [vmm::run, vmm::run_without_kvm] {

@@ -72,6 +72,9 @@ const QEMUS: &[(&str, &str)] = &[
         "set_link: extraneous characters at the end of line\nTry \"help set_link\" for more \
          information\n",
     ),
+    ("announce_self", ""),
+    ("announce_self net0,nosuch", ""),
+    ("announce_self nosuch", ""),
     ("set_link nosuch on", "Error: Device 'nosuch' not found\n"),
     ("set_link \"n0\" off", ""),
     (" set_link   n0   on ", ""),

@@ -44,7 +44,8 @@ const PROPERTIES: &[PropertyInfo] = &[
     // Of the legacy interface, whose transport asks for them: a modern device's layout is always any.
     PropertyInfo::bool("notify_on_empty", true).describe("on/off"),
     PropertyInfo::bool("any_layout", true).describe("on/off"),
-    PropertyInfo::bool("x-disable-legacy-check", false).unbuilt(OFF),
+    // It lifts a check of devices that have no legacy form, and the ones here have one: there is nothing to lift.
+    PropertyInfo::bool("x-disable-legacy-check", false),
     // The transport asks for it too: memory is handed to it as an IOMMU shows it, where there is one.
     PropertyInfo::bool("iommu_platform", false).describe("on/off"),
     PropertyInfo::bool("packed", false).describe("on/off"),
@@ -55,7 +56,6 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("use-started", true).unbuilt(ON),
 ];
 
-const OFF: Unbuilt = Unbuilt::Only(&Value::Bool(false));
 const ON: Unbuilt = Unbuilt::Only(&Value::Bool(true));
 
 /// Has nothing to do by itself; stands between `device` and the models in the order of realize.

@@ -41,7 +41,7 @@ pub struct BootInfo {
     pub host: Ipv4Addr,
     /// How many bits of the addresses name the network.
     pub prefix_len: u8,
-    /// Memory outside of the image for rings and buffers; half a mebibyte is enough.
+    /// Memory outside of the image for rings and buffers; two mebibytes are enough.
     pub dma: DmaRegion,
 }
 

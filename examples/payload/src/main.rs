@@ -62,8 +62,8 @@ _start:
 
 /// Where the stack is; its top is aligned as a call wants it.
 #[repr(align(4096))]
-struct Stack(#[expect(dead_code, reason = "used by its address")] [u8; 64 << 10]);
-static mut STACK: Stack = Stack([0; 64 << 10]);
+struct Stack(#[expect(dead_code, reason = "used by its address")] [u8; 512 << 10]);
+static mut STACK: Stack = Stack([0; 512 << 10]);
 
 /// Called once, on the empty stack, with what RDI held.
 extern "C" fn start(info: *const [u8; BootInfo::LEN]) -> ! {

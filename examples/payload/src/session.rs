@@ -41,6 +41,8 @@ impl Summary {
 
 /// Entries in the queues, few so that little has to be set up.
 const QUEUE_SIZE: u16 = 32;
+/// Entries that they may have: a legacy device says how many there are.
+const MAX_QUEUE_SIZE: u16 = 256;
 
 /// Drives the first virtio-net function on bus 0 as `info` says, and prints what happens.
 ///
@@ -66,12 +68,15 @@ pub fn run<M: Machine>(machine: &M, info: &BootInfo) -> Result<Summary, Option<E
         Interrupts::Messages(messages)
     };
     let config = NetConfig {
-        queue_size: QUEUE_SIZE,
+        queue_size: if transport.is_legacy() {
+            MAX_QUEUE_SIZE
+        } else {
+            QUEUE_SIZE
+        },
         interrupts,
         ..NetConfig::default()
     };
-    let driver =
-        NetDriver::<_, { QUEUE_SIZE as usize }>::new(transport, DmaMemory::new(info.dma), &config)?;
+    let driver = NetDriver::new(transport, DmaMemory::new(info.dma), &config)?;
     let mac = EthernetAddress(driver.mac());
     let [a, b, c, d, e, f] = mac.0;
     machine.print(format_args!(
@@ -239,18 +244,18 @@ fn received_reply(
 
 /// The device, with an eye on what the stack answers by itself.
 struct Wire<P> {
-    device: Device<P, { QUEUE_SIZE as usize }>,
+    device: Device<P, { MAX_QUEUE_SIZE as usize }>,
     /// Echo replies sent.
     requests: u16,
 }
 
 impl<P: virtio_guest::Platform> phy::Device for Wire<P> {
     type RxToken<'a>
-        = <Device<P, { QUEUE_SIZE as usize }> as phy::Device>::RxToken<'a>
+        = <Device<P, { MAX_QUEUE_SIZE as usize }> as phy::Device>::RxToken<'a>
     where
         Self: 'a;
     type TxToken<'a>
-        = Watched<'a, <Device<P, { QUEUE_SIZE as usize }> as phy::Device>::TxToken<'a>>
+        = Watched<'a, <Device<P, { MAX_QUEUE_SIZE as usize }> as phy::Device>::TxToken<'a>>
     where
         Self: 'a;
 

@@ -53,6 +53,6 @@ pub const DEFAULT_INFO: BootInfo = BootInfo {
     // Behind the image, and within the least memory that a machine can have.
     dma: DmaRegion {
         address: 4 * MIB,
-        len: 1 << 20,
+        len: 2 << 20,
     },
 };

@@ -81,6 +81,14 @@ impl Console {
         format!("VM status: {status}\n")
     }
 
+    /// `names` are network cards, with commas in between; all where there is none.
+    fn announce_self(&self, names: &str) -> Outcome {
+        let names: Vec<_> = names.split(',').filter(|name| !name.is_empty()).collect();
+        self.devices
+            .announce_self((!names.is_empty()).then_some(&names));
+        DONE
+    }
+
     fn device_add(&self, text: &str) -> Outcome {
         let options = Options::parse(text, Some("driver"));
         if asks_for_help(&options, "driver") {
@@ -251,6 +259,13 @@ fn help_of(help: Result<String, crate::devices::DeviceError>) -> Outcome {
 
 /// In the order in which `help` lists them: by name.
 const COMMANDS: &[Command] = &[
+    Command {
+        name: "announce_self",
+        usage: "[interfaces]",
+        help: "let the guest announce itself: gratuitous ARP",
+        takes: &[OptionalWord],
+        run: |console, words| console.announce_self(words.at(0)),
+    },
     Command {
         name: "cont|c",
         usage: "",

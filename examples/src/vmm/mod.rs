@@ -20,7 +20,7 @@ use crate::kvm::{KvmError, KvmVm};
 use crate::machine::{MachineError, ManualInterrupts};
 use crate::monitor::{Channel, ChannelError};
 use crate::netns::{self, NetnsError};
-use crate::output::say;
+use crate::output::{complain, say};
 use crate::signals::EndSignals;
 
 use host_pings::HostPings;
@@ -114,8 +114,15 @@ fn prepare(options: &Options) -> Result<(Options, Setting, bool), VmmError> {
         options.netdevs = vec![format!("tap,id=tap0,ip={}/24", DEFAULT_INFO.host)];
         options.devices = vec!["virtio-net-pci,netdev=tap0".into()];
     }
-    if options.own_network || by_default && !netns::may_administer_networks() {
+    if options.own_network {
         netns::enter_new()?;
+    } else if by_default {
+        // The host may have the addresses of the default for something else, or another such run does.
+        match netns::enter_new() {
+            Err(error) if !netns::may_administer_networks() => return Err(error.into()),
+            Err(error) => complain(format_args!("warning: {error}: the host's own is used")),
+            Ok(()) => {}
+        }
     }
     let signals = EndSignals::take().map_err(VmmError::Host)?;
     let mut channels = Vec::new();

@@ -11,7 +11,10 @@ nc -ll -p 9000 -e /host/exec >/dev/null 2>&1 &
 [ -e /dev/net/tun ] || echo '@host no /dev/net/tun'
 (. /host/before) </dev/null
 echo '@host start'
-sh /host/start-vmm </dev/null >&2
+# What is written to /tmp/serial is typed on the guest's serial line.
+mkfifo /tmp/serial
+exec 8<>/tmp/serial
+sh /host/start-vmm <&8 >&2
 status=$?
 # On a serial port: all that the VMM has written goes out before its end is reported.
 stty -echo <&2 2>/dev/null

@@ -114,7 +114,8 @@ and ends with 'N passed, M failed'.
                    10.0.2.2 with an iperf3 server), print what they print, exit with their status;
                    125 says that the guest could not be run to its end.
                    `host CMDS` in them runs commands on the host, where `monitor LINE` is a line
-                   for the VMM's monitor: `host monitor info network`
+                   for the VMM's monitor: `host monitor info network`, and /tmp/serial is what is
+                   typed on the guest's serial line
   --device PROPS   properties for each network device, packed=on for one; those that a case sets
                    itself prevail
   --netdev OPTS    options for each tap, queues=2 for one, likewise

@@ -55,6 +55,13 @@ bring_up() {
 }
 # feature BIT: 1 where driver and device agreed on it.
 feature() { cut -c $(($1 + 1)) /sys/class/net/eth0/device/features; }
+# pass_both_ways: sees that bytes of streams come and go.
+pass_both_ways() {
+    _rx=$(counter rx_bytes) _tx=$(counter tx_bytes)
+    sleep 0.5
+    at_least "bytes received" $(($(counter rx_bytes) - _rx)) 50000
+    at_least "bytes sent" $(($(counter tx_bytes) - _tx)) 50000
+}
 # counter NAME: of eth0's statistics.
 counter() { cat /sys/class/net/eth0/statistics/$1; }
 # frame_size DIRECTION BEFORE: bytes a frame, rx or tx, since `frames DIRECTION` printed BEFORE.
@@ -92,12 +99,13 @@ has_capability() {
     done
     return 1
 }
-# seen EXPRESSION COMMAND: how many such frames the driver hands up while the host runs the command.
+# seen EXPRESSION COMMAND: how many such frames the driver hands up while the host runs the command: of
+# eth0, or of the interface that SEEN_ON names.
 # The capture leaves the device's filters as they are. Its buffer has room for 32 frames of any
 # size, and for thousands of short ones.
 seen() {
     rm -f /tmp/seen.log
-    tcpdump -Z root -l -n --immediate-mode -s 128 -p -i eth0 "$1" >/tmp/seen 2>/tmp/seen.log &
+    tcpdump -Z root -l -n --immediate-mode -s 128 -p -i ${SEEN_ON:-eth0} "$1" >/tmp/seen 2>/tmp/seen.log &
     _capture=$!
     wait_for 20 "tcpdump listens" grep -q listening /tmp/seen.log
     host "$2" >/dev/null

@@ -69,12 +69,12 @@ done
     },
     Case {
         name: "rebind-load",
-        about: "unbound and bound 20 times while both ends send",
+        about: "unbound and bound 100 times while both ends send",
         guest: concat!(
             under_load!(),
             r#"
 cd /sys/bus/pci/drivers/virtio-pci
-for round in $(seq 20); do
+for round in $(seq 100); do
     echo $function >unbind
     [ ! -e /sys/class/net/eth0 ] || fail "eth0 is still there after unbind"
     echo $function >bind
@@ -88,7 +88,7 @@ unloaded
         check: |outcome| {
             booted_once(outcome)?;
             let bound = values(&outcome.output, "bound:").len();
-            ensure!(bound == 20, "bound {bound} times, not 20");
+            ensure!(bound == 100, "bound {bound} times, not 100");
             all_pings_answered(outcome, 1, 20)
         },
         ..Case::PLAIN

@@ -4,13 +4,36 @@
 //! another status than 0 (`fail`, `expect` and `wait_for` of the prelude do), which fails the case.
 //! To add one, add a [`Case`] to an area's table.
 
+/// Streams and large pings both ways, a small file's sum, then twenty pings.
+macro_rules! all_ways {
+    () => {
+        r#"
+stream -t 3
+stream -t 3 -R
+stream -t 3 --bidir
+head -c 3000000 /dev/urandom >/tmp/file
+host "nc -l -p 9001 -e sh -c 'cat >/tmp/file' >/dev/null 2>&1 &"
+wait_for 10 "the host listens" host_listens 9001
+nc 10.0.2.2 9001 </tmp/file
+host 'nc -l -p 9002 -e cat /tmp/file >/dev/null 2>&1 &'
+wait_for 10 "the host listens" host_listens 9002
+expect "sum of a file that went and came" "$(nc 10.0.2.2 9002 <&9 | md5sum)" "$(md5sum </tmp/file)"
+ping -q -c 20 -i 0.02 -s 20000 10.0.2.2 || fail "large pings are lost"
+ping -c 20 -i 0.02 10.0.2.2
+"#
+    };
+}
+
 mod driver;
 mod filters;
 mod interrupts;
 mod lifecycle;
 mod offloads;
+mod power;
 mod queues;
+mod topology;
 mod traffic;
+mod variants;
 mod xdp;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -67,8 +90,11 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         .chain(offloads::CASES)
         .chain(filters::CASES)
         .chain(queues::CASES)
+        .chain(variants::CASES)
+        .chain(topology::CASES)
         .chain(xdp::CASES)
         .chain(lifecycle::CASES)
+        .chain(power::CASES)
 }
 
 /// The guest was booted once and did not reboot by itself.

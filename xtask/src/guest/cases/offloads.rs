@@ -5,25 +5,6 @@ use anyhow::Result;
 use super::{Case, all_pings_answered, booted_once};
 use crate::guest::watch::Outcome;
 
-/// Streams and large pings both ways, a small file's sum, then twenty pings.
-macro_rules! all_ways {
-    () => {
-        r#"
-stream -t 3
-stream -t 3 -R
-stream -t 3 --bidir
-head -c 3000000 /dev/urandom >/tmp/file
-host "nc -l -p 9001 -e sh -c 'cat >/tmp/file' >/dev/null 2>&1 &"
-wait_for 10 "the host listens" host_listens 9001
-nc 10.0.2.2 9001 </tmp/file
-host 'nc -l -p 9002 -e cat /tmp/file >/dev/null 2>&1 &'
-wait_for 10 "the host listens" host_listens 9002
-expect "sum of a file that went and came" "$(nc 10.0.2.2 9002 <&9 | md5sum)" "$(md5sum </tmp/file)"
-ping -q -c 20 -i 0.02 -s 20000 10.0.2.2 || fail "large pings are lost"
-ping -c 20 -i 0.02 10.0.2.2
-"#
-    };
-}
 pub(super) const CASES: &[Case] = &[
     Case {
         name: "offloads",
@@ -78,6 +59,36 @@ ping -c 20 -i 0.02 10.0.2.2
         ..Case::PLAIN
     },
     Case {
+        name: "each-offload",
+        about: "ethtool -K switches each offload that the driver lets one switch, and both streams go on",
+        guest: r#"
+is() { ethtool -k eth0 | awk -v name="$1:" '$1 == name { print $2 }'; }
+names=$(ethtool -k eth0 | awk 'NR > 1 && !/fixed/ { sub(":", "", $1); print $1 }')
+at_least "offloads that can be switched" $(echo $names | wc -w) 12
+iperf3 -c 10.0.2.2 -t 300 --bidir >/tmp/both 2>&1 &
+both=$!
+sleep 1
+for name in $names; do
+    was=$(is $name)
+    [ $was = on ] && other=off || other=on
+    for value in $other $was; do
+        rx=$(counter rx_bytes) tx=$(counter tx_bytes)
+        ethtool -K eth0 $name $value || fail "ethtool -K eth0 $name $value"
+        expect $name "$(is $name)" $value
+        sleep 0.3
+        at_least "bytes received" $(($(counter rx_bytes) - rx)) 50000
+        at_least "bytes sent" $(($(counter tx_bytes) - tx)) 50000
+    done
+done
+kill $both
+wait $both
+sleep 1
+ping -c 20 -i 0.02 10.0.2.2
+"#,
+        check: last_pings,
+        ..Case::PLAIN
+    },
+    Case {
         name: "no-mrg-rxbuf",
         about: "with mrg_rxbuf=off a received frame lies in one chain",
         device: "mrg_rxbuf=off",
@@ -116,7 +127,7 @@ ping -c 20 -i 0.02 10.0.2.2
     },
 ];
 
-fn last_pings(outcome: &Outcome) -> Result<()> {
+pub(super) fn last_pings(outcome: &Outcome) -> Result<()> {
     booted_once(outcome)?;
     let runs = super::pings(&outcome.output)?.len();
     all_pings_answered(outcome, runs.max(1), 20)
