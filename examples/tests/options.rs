@@ -193,9 +193,9 @@ const OURS: &[(&str, &str)] = &[
          use by the machine",
     ),
     (
-        "-device virtio-net-pci,ats=on",
-        "-device virtio-net-pci,ats=on: Property 'virtio-net-pci.ats' is not supported \
-         with any value but 'off'",
+        "-device virtio-net-pci,migrate-extra=off",
+        "-device virtio-net-pci,migrate-extra=off: Property 'virtio-net-pci.migrate-extra' is not supported \
+         with any value but 'on'",
     ),
     (
         "-device virtio-net-pci,romfile=x",

@@ -34,7 +34,7 @@ fn rings_may_be_packed_and_used_in_order() {
                 let rig = Rig::with_nic(",packed=on,in_order=on");
                 let config = NetConfig {
                     interrupts: Interrupts::Messages(&MESSAGES),
-                    features: NetConfig::default().features - F::EVENT_IDX | events | format,
+                    features: (NetConfig::default().features - F::EVENT_IDX) | events | format,
                     ..NetConfig::default()
                 };
                 let mut driver = rig.driver_like(0, DMA, &config);
