@@ -18,6 +18,7 @@
 //! |---|---|
 //! | `transport` | [`VhostUserTransport`]: the bus, and the device as it is set up |
 //! | `session` | the requests of one connection |
+//! | `early` | the one request that QEMU makes before its time |
 //! | `ring` | one ring's settings, and where it stands |
 //! | `memory` | [`Memory`]: the front end's memory, mapped |
 //! | `notify` | kick, call and error descriptors |
@@ -28,6 +29,7 @@
 //! space. The socket is the caller's: whoever can connect to it can have the device write to any memory
 //! that it passes, and a front end that shortens its memory's file ends this process.
 
+mod early;
 mod error;
 mod memory;
 mod notify;

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vhost::VhostUserMemoryRegionBase;
@@ -13,6 +15,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, Result, VhostUserBackendReqHandler};
 
+use crate::early::Enable;
 use crate::error::Refusal;
 use crate::memory::MAX_REGIONS;
 use crate::notify::eventfd;
@@ -25,6 +28,10 @@ pub(crate) struct Session {
     transport: Arc<VhostUserTransport>,
     /// Why the last request was refused.
     refusal: Mutex<Option<Refusal>>,
+    /// SET_FEATURES came.
+    has_features: AtomicBool,
+    /// REPLY_ACK was chosen.
+    replies: AtomicBool,
 }
 
 impl Session {
@@ -32,7 +39,24 @@ impl Session {
         Self {
             transport,
             refusal: Mutex::default(),
+            has_features: AtomicBool::new(false),
+            replies: AtomicBool::new(false),
         }
+    }
+
+    /// The next message, if it is one that may come early, and does.
+    pub(crate) fn take_early(&self, stream: &mut UnixStream) -> io::Result<Option<Enable>> {
+        if self.has_features.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        Enable::take(stream)
+    }
+
+    /// SET_VRING_ENABLE before SET_FEATURES.
+    pub(crate) fn enable_early(&self, stream: &mut UnixStream, enable: Enable) -> Result<()> {
+        self.set_vring_enable(enable.ring, enable.enabled)?;
+        let can_reply = self.replies.load(Ordering::Relaxed);
+        (enable.acknowledge(stream, can_reply)).map_err(Error::SocketBroken)
     }
 
     /// Why the connection is to end, if it was a request's fault.
@@ -132,6 +156,7 @@ impl VhostUserBackendReqHandler for Session {
     }
 
     fn set_features(&self, features: u64) -> Result<()> {
+        self.has_features.store(true, Ordering::Relaxed);
         self.with(|plugged| plugged.set_features(features))
     }
 
@@ -250,6 +275,8 @@ impl VhostUserBackendReqHandler for Session {
     fn set_protocol_features(&self, features: u64) -> Result<()> {
         let offered = self.get_protocol_features()? | VhostUserProtocolFeatures::REPLY_ACK;
         let excess = features & !offered.bits();
+        let replies = features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
+        self.replies.store(replies, Ordering::Relaxed);
         self.with(|_| {
             if excess != 0 {
                 return Err(Refusal::Features {

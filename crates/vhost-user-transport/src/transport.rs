@@ -92,9 +92,16 @@ impl VhostUserTransport {
             return Err(ServeError::NoDevice);
         }
         let session = Arc::new(Session::new(self.clone()));
+        let socket = |error| ServeError::Protocol(vhost_user::Error::SocketError(error));
+        let mut early = stream.try_clone().map_err(socket)?;
         let mut requests = BackendReqHandler::from_stream(stream, session.clone());
         loop {
-            let Err(error) = requests.handle_request() else {
+            let served = match session.take_early(&mut early) {
+                Ok(Some(enable)) => session.enable_early(&mut early, enable),
+                Ok(None) => requests.handle_request(),
+                Err(error) => Err(vhost_user::Error::SocketBroken(error)),
+            };
+            let Err(error) = served else {
                 continue;
             };
             if let Some(refusal) = session.take_refusal() {
@@ -189,10 +196,12 @@ impl Plugged {
         let features = self.device_features();
         (self.device.negotiate(features)).map_err(|error| Refusal::Device(error.to_string()))?;
         self.negotiated = true;
-        // A front end of the protocol's first version has nothing to enable a ring with.
-        let enabled = chosen & PROTOCOL_FEATURES == 0;
+        // A front end of the protocol's first version has nothing to enable a ring with. Another may have done
+        // so already.
+        let always = chosen & PROTOCOL_FEATURES == 0;
         for index in 0..self.rings.len() {
-            self.enable(index, enabled);
+            let enabled = self.rings.get(index).is_some_and(|ring| ring.enabled);
+            self.enable(index, always || enabled);
         }
         Ok(())
     }

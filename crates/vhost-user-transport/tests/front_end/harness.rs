@@ -145,6 +145,16 @@ impl Guest {
     /// Negotiates all that is offered with rings of that `format`, passes the memory, and lays out `rings` rings, set up but not started.
     pub(crate) fn new(nic: &Nic, rings: usize, format: Format) -> Self {
         let (socket, served) = nic.connect();
+        Self::over(socket, served, rings, format)
+    }
+
+    /// The same over a connection that was made.
+    pub(crate) fn over(
+        socket: UnixStream,
+        served: JoinHandle<Result<(), ServeError>>,
+        rings: usize,
+        format: Format,
+    ) -> Self {
         let mut frontend = Frontend::from_stream(socket.try_clone().unwrap(), 8);
         frontend.set_owner().unwrap();
         let features = format.choose(frontend.get_features().unwrap());

@@ -4,6 +4,7 @@
 mod harness;
 mod hostile;
 
+use std::io::Write;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::net::UnixStream;
 
@@ -212,6 +213,26 @@ fn memory_that_is_taken_away_under_a_running_ring_is_read_no_more() {
     }
 }
 
+#[test]
+fn a_ring_that_was_enabled_before_features_were_chosen_stays_so() {
+    const SET_VRING_ENABLE: u32 = 18;
+    let nic = Nic::new(1);
+    for need_reply in [0, 8] {
+        let (mut socket, served) = nic.connect();
+        for ring in 0..2 {
+            let words = [SET_VRING_ENABLE, 1 | need_reply, 8, ring, 1];
+            let message: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            socket.write_all(&message).unwrap();
+        }
+        let mut guest = Guest::over(socket, served, 2, Format::Split);
+        guest.start(0);
+        guest.start(1);
+        guest.send(1, &FRAME);
+        arrived(&nic.wires[0], &FRAME);
+        guest.leave().unwrap();
+    }
+}
+
 /// What a front end does wrong, and what is to be said of it.
 type Wrong = (&'static str, fn(&mut Guest), fn(&Refusal) -> bool);
 
@@ -353,7 +374,6 @@ fn each_wrong_request_ends_its_connection_with_its_own_error_and_the_next_is_ser
 
 #[test]
 fn what_is_no_message_ends_the_connection() {
-    use std::io::Write;
     let nic = Nic::new(1);
     let garbage: [&[u8]; 4] = [
         &[0xff; 64],
