@@ -376,9 +376,10 @@ impl<M: QueueMemory> Pair<M> {
     /// Takes a turn of the transmit queue.
     #[doc(alias = "virtio_net_handle_tx_bh")]
     fn turn_tx(&self) {
+        let sender = self.port.sender();
         self.with_tx(|tx| {
             tx.statistics.kicks += 1;
-            self.send_frames(tx)
+            self.send_frames(tx, &sender)
         });
     }
 
@@ -395,6 +396,7 @@ impl<M: QueueMemory> Pair<M> {
     /// further up the stack or by one that only looks, the queue's next turn does.
     fn take_room(&self) {
         while self.tx_room.load(Ordering::SeqCst) {
+            let sender = self.port.sender();
             let mut tx = match self.tx.try_lock() {
                 Ok(tx) => tx,
                 Err(TryLockError::Poisoned(error)) => error.into_inner(),
@@ -407,7 +409,7 @@ impl<M: QueueMemory> Pair<M> {
             };
             self.tx_room.store(false, Ordering::SeqCst);
             tx.room();
-            let end = self.send_frames(&mut tx);
+            let end = self.send_frames(&mut tx, &sender);
             self.after_tx(end);
         }
     }

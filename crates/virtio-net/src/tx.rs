@@ -99,13 +99,12 @@ impl<M: QueueMemory> Tx<M> {
 
     /// Sends what the driver has made available, up to `burst` frames.
     #[doc(alias = "virtio_net_flush_tx")]
-    pub(crate) fn turn(&mut self, port: &Port, burst: u32) -> TurnEnd {
+    pub(crate) fn turn(&mut self, port: &Port, sender: &Sender<'_>, burst: u32) -> TurnEnd {
         let Some(active) = self.active.as_mut().filter(|a| a.running && !a.waiting) else {
             return TurnEnd::Idle;
         };
-        let sender = port.sender();
-        let end = active.turn(port, &sender, burst, self.enabled, &mut self.statistics);
-        active.finish(&sender, &mut self.statistics);
+        let end = active.turn(port, sender, burst, self.enabled, &mut self.statistics);
+        active.finish(sender, &mut self.statistics);
         match end {
             Ok(()) => TurnEnd::Idle,
             // Said once, when it broke.

@@ -1,6 +1,6 @@
 //! Turns that a limit allows.
 
-use net_client::{Drained, FrameSource};
+use net_client::{Drained, FrameSource, Sender};
 use virtqueue::QueueMemory;
 
 use super::Pair;
@@ -69,10 +69,13 @@ impl<M: QueueMemory> Pair<M> {
     }
 
     /// Takes a turn of the transmit queue, as long as the limit allows.
-    pub(super) fn send_frames(&self, tx: &mut Tx<M>) -> TurnEnd {
+    ///
+    /// `sender` is the port's, made before the queue was locked and dropped after: it may be the last that keeps the
+    /// peer, which gives back what it was lent when it goes, and that takes the lock.
+    pub(super) fn send_frames(&self, tx: &mut Tx<M>, sender: &Sender<'_>) -> TurnEnd {
         let limit = &self.shared.tx_limit;
         if !limit.is_on() {
-            return tx.turn(&self.port, self.burst);
+            return tx.turn(&self.port, sender, self.burst);
         }
         if let Some(wait) = limit.wait() {
             let mut timer = lock(&self.waits.tx);
@@ -81,7 +84,8 @@ impl<M: QueueMemory> Pair<M> {
                     if let Some(timer) = &mut *lock(&pair.waits.tx) {
                         timer.expired();
                     }
-                    pair.with_tx(|tx| pair.send_frames(tx));
+                    let sender = pair.port.sender();
+                    pair.with_tx(|tx| pair.send_frames(tx, &sender));
                 })
             });
             timer.arm(wait);
@@ -89,7 +93,7 @@ impl<M: QueueMemory> Pair<M> {
             return TurnEnd::Idle;
         }
         let before = tx.statistics;
-        let end = tx.turn(&self.port, self.burst.min(GRAIN));
+        let end = tx.turn(&self.port, sender, self.burst.min(GRAIN));
         let frames = tx.statistics.frames.wrapping_sub(before.frames);
         let bytes = tx.statistics.bytes.wrapping_sub(before.bytes);
         limit.spend(frames, bytes);

@@ -1,8 +1,11 @@
 //! Frames that the driver sends.
 
-use std::fmt;
+use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::time::Duration;
+use std::{fmt, io, thread};
 
+use iothread::AioContext;
+use net_client::{Frame, NetClient, Port, Received, Token};
 use virtio::net::F as NetF;
 use virtio_bus::VirtioDevice;
 use virtio_net::{HeaderFault, VirtioNetConfig};
@@ -318,8 +321,8 @@ fn frames_that_the_peer_keeps_come_back_when_it_says_so_in_any_order() {
         assert_eq!(nic.used(TX), [(heads[head], 0)]);
     }
     // A completion of what it has not got changes nothing.
-    nic.peer.port.sent(net_client::Token(1));
-    nic.peer.port.sent(net_client::Token(u32::MAX));
+    nic.peer.port.sent(Token(1));
+    nic.peer.port.sent(Token(u32::MAX));
     assert!(nic.used(TX).is_empty());
     assert_eq!(nic.device.tx_statistics(0).unwrap().stray_completions, 2);
 }
@@ -358,4 +361,64 @@ fn a_ring_that_makes_no_sense_stops_its_queue_once_and_the_others_go_on() {
     let _ = nic.peer.give_frames([frame(PLAIN, 60, 9)]);
     assert_eq!(nic.bytes(at + 12, 60), frame(PLAIN, 60, 9)[HEADER..]);
     assert_eq!(nic.device.reset().len(), 3);
+}
+
+/// A peer that keeps all that it gets, and lets go of itself at the end of a batch.
+#[derive(Debug)]
+struct Leaver {
+    port: Arc<Port>,
+    kept: Mutex<Vec<Token>>,
+    /// The only owner, but for who is at work.
+    owner: Arc<Mutex<Option<Arc<Leaver>>>>,
+}
+
+impl NetClient for Leaver {
+    fn receive(&self, frame: &Frame<'_>) -> Received {
+        self.kept.lock().unwrap().extend(frame.token);
+        Received::Lent
+    }
+
+    fn flush(&self, _done: &mut dyn FnMut(Token)) {
+        let me = self.owner.lock().unwrap().take();
+        drop(me);
+    }
+
+    fn attach(&self, _context: &Arc<dyn AioContext>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Leaver {
+    fn drop(&mut self) {
+        for token in self.kept.get_mut().unwrap().drain(..) {
+            self.port.sent(token);
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_goes_within_a_turn_gives_back_what_it_has() {
+    let mut nic = Nic::new();
+    let port = nic.device.ports()[0].clone();
+    port.disconnect();
+    let owner = Arc::new(Mutex::new(None));
+    let peer = Arc::new_cyclic(|me: &Weak<Leaver>| Leaver {
+        port: Port::new("leaver", me.clone() as Weak<dyn NetClient>),
+        kept: Mutex::default(),
+        owner: owner.clone(),
+    });
+    let context: Arc<dyn AioContext> = nic.context.clone();
+    Port::connect(&port, &peer.port, &context).unwrap();
+    nic.turn();
+    *owner.lock().unwrap() = Some(peer);
+    nic.add_tx(&frame(PLAIN, 60, 1), &[]);
+    let (done, ended) = mpsc::channel();
+    let turn = thread::spawn(move || {
+        nic.kick(TX);
+        let used = nic.used(TX).len();
+        done.send(used).unwrap();
+    });
+    // The time only ends a test that hangs.
+    assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(1));
+    turn.join().unwrap();
 }
