@@ -27,7 +27,8 @@
 //! Not here: logging of written pages, postcopy, transfer of the device's state, and the channel from
 //! back end to front end, so that a front end learns of a changed link when it next reads configuration
 //! space. The socket is the caller's: whoever can connect to it can have the device write to any memory
-//! that it passes, and a front end that shortens its memory's file ends this process.
+//! that it passes, a front end that shortens its memory's file ends this process, and one that makes its call block
+//! again and fills it stops the device's context.
 
 mod early;
 mod error;

@@ -9,8 +9,9 @@ use std::sync::{Mutex, PoisonError};
 use virtio_bus::{GuestNotifier, Health, Transport, signal};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Takes a descriptor over, if it is an eventfd. Whatever it was made as, it blocks nobody from here on:
-/// a front end must not be able to stop the data path by filling or emptying it.
+/// Takes a descriptor over, if it is an eventfd. Whatever it was made as, it blocks nobody from here on: a front
+/// end does not stop the data path by filling or emptying it. (That is a flag of the eventfd, which the front end has
+/// too: one that sets it back on purpose still can, and Linux knows no write to an eventfd that does without it.)
 pub(crate) fn eventfd(file: File) -> Option<EventFd> {
     let link = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
     if link != Path::new("anon_inode:[eventfd]") {

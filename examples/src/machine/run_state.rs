@@ -36,7 +36,7 @@ pub enum CannotPause {
 #[derive(Debug)]
 pub struct RunState {
     control: Arc<Control>,
-    /// A leaf lock.
+    /// Taken before the control's own; else a leaf lock.
     state: Mutex<State>,
     changed: Condvar,
 }
