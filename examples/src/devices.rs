@@ -1,8 +1,10 @@
 //! The creation way: network backends and devices from QEMU's option strings.
 
+mod saved;
+
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iothread::{AioContext, IoThread};
 use keyval::Options;
@@ -18,6 +20,8 @@ use vm_pci::MsiSink;
 
 use crate::machine::{Machine, Memory};
 
+pub use saved::CannotSave;
+
 /// The netdevs and devices of one machine, and the thread that moves their frames. Dropping it takes
 /// all of them down, devices first.
 #[derive(Debug)]
@@ -27,6 +31,8 @@ pub struct Devices {
     netdevs: Arc<NetClients>,
     /// What `-object` made, in that order. A leaf lock.
     filters: Mutex<Vec<FilterInfo>>,
+    /// What devices were made of. A leaf lock.
+    made: Mutex<saved::Made>,
     _iothread: IoThread,
 }
 
@@ -42,6 +48,8 @@ pub struct Nic {
     /// A port a queue pair.
     pub ports: Vec<Arc<Port>>,
     device: Arc<VirtioNet<Memory>>,
+    /// The device that the user asked for.
+    asked: Arc<Object>,
 }
 
 /// A filter as `info network` prints it.
@@ -149,6 +157,7 @@ impl Devices {
             machine: tree,
             netdevs,
             filters: Mutex::default(),
+            made: Mutex::default(),
             _iothread: iothread,
         })
     }
@@ -172,12 +181,10 @@ impl Devices {
     /// # Errors
     /// [`DeviceError::Device`]; nothing is left behind then.
     pub fn device_add(&self, text: &str) -> Result<Arc<Object>, DeviceError> {
-        self.machine
-            .device_add(Options::parse(text, Some("driver")))
-            .map_err(|source| DeviceError::Device {
-                text: text.to_owned(),
-                source,
-            })
+        self.plug(text).map_err(|source| DeviceError::Device {
+            text: text.to_owned(),
+            source,
+        })
     }
 
     /// Makes what `-object` asks for: `filter-dump,id=f0,netdev=tap0,file=tap0.pcap`.
@@ -196,7 +203,7 @@ impl Devices {
             position: take("position", "tail"),
             queue: take("queue", "all"),
         };
-        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut filters = lock(&self.filters);
         filters.retain(|filter| filter.id != info.id);
         filters.push(info);
         Ok(())
@@ -212,7 +219,7 @@ impl Devices {
 
     /// The filters that stand, in the order in which they were made: some go with their netdev.
     pub fn filters(&self) -> Vec<FilterInfo> {
-        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut filters = lock(&self.filters);
         filters.retain(|filter| self.netdevs.filter(&filter.id).is_some());
         filters.clone()
     }
@@ -247,6 +254,7 @@ impl Devices {
                 ports: model.ports(),
                 model: type_name,
                 device: model,
+                asked,
             });
         }
         nics
@@ -334,6 +342,10 @@ impl Devices {
     pub fn reset(&self) {
         self.machine.reset();
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What `-device` prints where its value asks for help.

@@ -2,6 +2,7 @@
 
 mod legacy;
 mod registers;
+mod saved;
 mod suspend;
 
 use std::io;
@@ -20,6 +21,7 @@ use crate::status::{MOVES, Step};
 
 pub use legacy::ANY_LAYOUT;
 pub use registers::{Half, QueueArea};
+pub use saved::{QueuePhase, SavedCore, SavedQueue};
 
 /// What a write to the status field came to, as far as a transport has to act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

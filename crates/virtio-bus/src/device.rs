@@ -214,6 +214,31 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send + Sync + fmt::Debug {
 
     /// Go on after [`pause`](Self::pause).
     fn resume(&self);
+
+    /// Where a queue stands that a paused device has: what it takes to go on with it elsewhere. `None` if the device
+    /// has not got it, or cannot be saved.
+    fn queue_state(&self, index: QueueIndex) -> Option<QueueState> {
+        let _ = index;
+        None
+    }
+
+    /// All that the driver has told the device beside what its transport knows (features, queues), as bytes of the
+    /// device's own. Called while it is paused; it may go on afterwards. `None` for a device that cannot be saved.
+    fn save(&self) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Takes over what [`save`](Self::save) made of a device that was created as this one. Called while it is paused,
+    /// after it was given its features and its queues, where the saved device had some; it goes on from there at
+    /// [`resume`](Self::resume), and the transport kicks each queue once before.
+    ///
+    /// # Errors
+    /// When the bytes are not this device's, or it cannot do what they ask for. The transport resets it then.
+    fn restore(&self, state: &[u8]) -> Result<(), vmstate::Error> {
+        let _ = state;
+        let reason = "the device cannot be restored";
+        Err(vmstate::Error::refused("device", "state", reason))
+    }
 }
 
 /// Owned by a bus or a transport.

@@ -93,6 +93,28 @@ impl Health {
         self.config_changed.swap(false, Ordering::AcqRel)
     }
 
+    /// All that is set, to be set in another.
+    pub(crate) fn save(&self) -> (u8, bool) {
+        let changed = self.config_changed.load(Ordering::Acquire);
+        (self.bits.load(Ordering::Acquire), changed)
+    }
+
+    /// Sets what [`save`](Self::save) said of another. Bits that there are not stay clear.
+    pub(crate) fn restore(&self, (bits, config_changed): (u8, bool)) {
+        let known = bits & Self::KNOWN;
+        self.bits.store(known, Ordering::Release);
+        self.config_changed.store(config_changed, Ordering::Release);
+    }
+
+    /// The bits that there are.
+    pub(crate) const KNOWN: u8 = LIVE | BROKEN | SUSPENDED | HELD_BACK;
+    /// Of what [`save`](Self::save) says: the driver is live.
+    pub(crate) const LIVE: u8 = LIVE;
+    /// DEVICE_NEEDS_RESET is set.
+    pub(crate) const BROKEN: u8 = BROKEN;
+    /// The device is suspended.
+    pub(crate) const SUSPENDED: u8 = SUSPENDED;
+
     /// After a reset.
     pub(crate) fn clear(&self) {
         self.bits.store(0, Ordering::Release);

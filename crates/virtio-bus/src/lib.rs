@@ -12,8 +12,9 @@
 //! ([`VirtioCore::set_queue_state`]) and brings back where it stopped
 //! ([`VirtioCore::returned_state`]).
 //!
-//! Not built: saving a device that runs and restoring it. The rest of what a driver has set (status,
-//! features, the registers of queues) can be neither read out as a whole nor set.
+//! What a driver has set, and where its queues stand, is read out of a paused device as a [`SavedCore`] and set in a
+//! fresh one, which goes on with the queues in guest memory. What else the driver has told the device is the device's to
+//! save ([`VirtioDevice::save`]).
 //!
 //! Nothing here knows an interrupt controller, an address space or a hypervisor: kicks are descriptors that a
 //! [`KickBinder`] may bind to the guest's writes.
@@ -39,7 +40,8 @@ mod slot;
 mod status;
 
 pub use self::core::{
-    ANY_LAYOUT, Half, Hold, Interface, QueueArea, StatusEffect, VirtioCore, signal,
+    ANY_LAYOUT, Half, Hold, Interface, QueueArea, QueuePhase, SavedCore, SavedQueue, StatusEffect,
+    VirtioCore, signal,
 };
 pub use bus::{BusTransport, PlugError, VirtioBus};
 pub use device::{

@@ -2,6 +2,8 @@
 
 use virtqueue::QueueConfig;
 
+use crate::core::QueuePhase;
+
 /// One queue's registers. What a phase must not change it does not hand out for writing: only
 /// [`Setup`](Self::Setup) has registers, the others a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,23 @@ impl QueueSlot {
             size: max_size,
             ..QueueConfig::default()
         })
+    }
+
+    /// As it was saved.
+    pub(crate) fn restored(phase: QueuePhase, config: QueueConfig) -> Self {
+        match phase {
+            QueuePhase::Setup => Self::Setup(config),
+            // The device gets what it had when it is activated.
+            QueuePhase::Enabled | QueuePhase::Live => Self::Enabled(config),
+        }
+    }
+
+    pub(crate) fn phase(&self) -> QueuePhase {
+        match self {
+            Self::Setup(_) => QueuePhase::Setup,
+            Self::Enabled(_) => QueuePhase::Enabled,
+            Self::Live(_) => QueuePhase::Live,
+        }
     }
 
     pub(crate) fn config(&self) -> &QueueConfig {

@@ -267,6 +267,11 @@ impl ConfigSpace {
         self.len
     }
 
+    /// All of it that does not change: the address and the status are 0.
+    pub(crate) fn fixed(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
     /// Copies what lies at `offset` of a NIC that has this address and status; beyond the end `data` stays as it is.
     pub(crate) fn read(&self, mac: Mac, status: S, offset: usize, data: &mut [u8]) {
         let mut bytes = self.bytes;

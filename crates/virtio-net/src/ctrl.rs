@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, Weak};
 use iothread::AioContext;
 use virtio::net::F as NetF;
 use virtio_bus::ActiveQueue;
-use virtqueue::{Chain, QueueError, QueueMemory, VirtQueue};
+use virtqueue::{Chain, QueueError, QueueMemory, QueueState, VirtQueue};
 
 use self::command::{Answer, Commands};
 use crate::kick::{Watch, again};
@@ -100,6 +100,12 @@ impl<M: QueueMemory> Ctrl<M> {
         let mut active = lock(&self.queue).active.take()?;
         active.loan.state = active.queue.state();
         Some(active.loan)
+    }
+
+    /// Where the queue stands, while it rests: between two commands.
+    pub(crate) fn state(&self) -> Option<QueueState> {
+        let queue = lock(&self.queue);
+        queue.active.as_ref().map(|active| active.queue.state())
     }
 
     /// Stops doing commands, or goes on.

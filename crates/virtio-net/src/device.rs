@@ -1,5 +1,7 @@
 //! The device: life cycle, and its queues' coming and going.
 
+mod saved;
+
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, Weak};
@@ -11,7 +13,7 @@ use virtio::{F, FeatureBits, Id};
 use virtio_bus::{
     ActivateError, Activation, ActiveQueue, FeaturesRefused, NotActivated, Transport, VirtioDevice,
 };
-use virtqueue::{QueueIndex, QueueMemory, VirtQueue};
+use virtqueue::{QueueIndex, QueueMemory, QueueState, VirtQueue};
 
 use crate::announce::{AnnounceParameters, Announcer};
 use crate::config::ConfigSpace;
@@ -25,6 +27,8 @@ use crate::role::{Role, role};
 use crate::shared::{Shared, lock};
 use crate::statistics::{CtrlStatistics, RxStatistics, TxStatistics};
 use crate::{FeatureReport, RateLimit, VirtioNetConfig, Withheld};
+
+pub use saved::{SavedCoalescing, SavedFilter, SavedNet, SavedSteering};
 
 /// Entries of the control queue, as QEMU has it.
 const CTRL_QUEUE_SIZE: u16 = 64;
@@ -56,6 +60,17 @@ struct State<M> {
     /// Guest memory, from DRIVER_OK to reset.
     memory: Option<M>,
     paused: bool,
+    /// What a device that was restored does when it goes on.
+    on_resume: OnResume,
+}
+
+/// What a driver is told whose device has been restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct OnResume {
+    /// To announce itself on the link, which is perhaps another one.
+    announce: bool,
+    /// To look at the link.
+    link: bool,
 }
 
 impl<M: QueueMemory> VirtioNet<M> {
@@ -132,6 +147,7 @@ impl<M: QueueMemory> VirtioNet<M> {
                 features: F::empty(),
                 memory: None,
                 paused: false,
+                on_resume: OnResume::default(),
             }),
         });
         tracing::info!(features = %this.feature_report(), "made");
@@ -468,7 +484,9 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
             memory,
             // Of the machine, not of the driver.
             paused: _,
+            on_resume,
         } = &mut *state;
+        *on_resume = OnResume::default();
         *features = F::empty();
         *memory = None;
         self.forget_arriving();
@@ -504,6 +522,31 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
             pair.look();
         }
         self.ctrl.set_running(true);
+        let OnResume { announce, link } = std::mem::take(&mut state.on_resume);
+        drop(state);
+        if link {
+            self.shared.config_changed();
+        }
+        if announce {
+            self.announce_self(AnnounceParameters::default());
+        }
+    }
+
+    fn queue_state(&self, index: QueueIndex) -> Option<QueueState> {
+        let state = lock(&self.state);
+        match role(index, NetF::from(state.features), self.pairs.len())? {
+            Role::Rx(i) => self.pairs.get(i)?.rx_state(),
+            Role::Tx(i) => self.pairs.get(i)?.tx_state(),
+            Role::Ctrl => self.ctrl.state(),
+        }
+    }
+
+    fn save(&self) -> Option<Vec<u8>> {
+        Some(self.saved().to_bytes())
+    }
+
+    fn restore(&self, state: &[u8]) -> Result<(), vmstate::Error> {
+        self.take_over(&SavedNet::from_bytes(state)?)
     }
 }
 

@@ -220,6 +220,14 @@ pub(crate) fn guest_offloads(features: NetF) -> Offloads {
     offloads
 }
 
+/// The features that [`guest_offloads`] makes `offloads` of.
+pub(crate) fn features_of(offloads: &Offloads) -> NetF {
+    OFFLOADS
+        .iter()
+        .filter(|offload| (offload.get)(offloads))
+        .fold(NetF::empty(), |all, offload| all | offload.guest)
+}
+
 /// All features that say what a driver copes with in frames that it receives.
 pub(crate) fn guest_offload_features() -> NetF {
     OFFLOADS

@@ -167,6 +167,18 @@ impl VlanTable {
     }
 }
 
+impl VlanTable {
+    /// Its bits, by rising id.
+    pub(crate) fn words(&self) -> &[u64; VLANS as usize / 64] {
+        &self.0
+    }
+
+    /// From its bits.
+    pub(crate) fn from_words(words: [u64; VLANS as usize / 64]) -> Self {
+        Self(words)
+    }
+}
+
 impl Default for VlanTable {
     fn default() -> Self {
         Self([0; VLANS as usize / 64])

@@ -36,6 +36,7 @@ pub(crate) fn supported_types() -> HashType {
 #[derive(Clone, Debug)]
 pub(crate) struct Hashing {
     types: HashType,
+    key: [u8; KEY_LEN],
     toeplitz: Arc<Toeplitz>,
     /// Frames go to the pair that their hash leads to. `None`: to that whose port they come from.
     steering: Option<Table>,
@@ -77,6 +78,7 @@ impl Hashing {
     pub(crate) fn new() -> Self {
         Self {
             types: HashType::empty(),
+            key: [0; KEY_LEN],
             toeplitz: Arc::new(Toeplitz::new(&[0; KEY_LEN])),
             steering: None,
         }
@@ -85,6 +87,7 @@ impl Hashing {
     /// Makes hashes of these types with this key from now on.
     pub(crate) fn set(&mut self, types: HashType, key: &[u8; KEY_LEN]) {
         self.types = types;
+        self.key = *key;
         self.toeplitz = Arc::new(Toeplitz::new(key));
     }
 
@@ -94,6 +97,11 @@ impl Hashing {
 
     pub(crate) fn steering(&self) -> Option<&Table> {
         self.steering.as_ref()
+    }
+
+    /// What hashes are made of: types and key.
+    pub(crate) fn settings(&self) -> (HashType, &[u8; KEY_LEN]) {
+        (self.types, &self.key)
     }
 
     /// Whether no frame has a hash, so none need be looked at.

@@ -116,7 +116,7 @@ mod watched;
 
 pub use announce::AnnounceParameters;
 pub use config::{Duplex, VirtioNetConfig};
-pub use device::VirtioNet;
+pub use device::{SavedCoalescing, SavedFilter, SavedNet, SavedSteering, VirtioNet};
 pub use error::VirtioNetError;
 pub use header::HeaderFault;
 pub use limit::RateLimit;

@@ -17,7 +17,7 @@ use net_client::{
 use virtio::F;
 use virtio::net::F as NetF;
 use virtio_bus::ActiveQueue;
-use virtqueue::{QueueMemory, VirtQueue};
+use virtqueue::{QueueMemory, QueueState, VirtQueue};
 use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use self::all::{set_offloads, set_queue_pairs};
@@ -277,6 +277,26 @@ impl<M: QueueMemory> Pair<M> {
         if let Some(active) = &lock(&self.tx).active {
             again(&active.loan().kick);
         }
+    }
+
+    /// Where the receive queue stands, while it rests.
+    pub(crate) fn rx_state(&self) -> Option<QueueState> {
+        lock(&self.rx).active.as_ref().map(ActiveRx::state)
+    }
+
+    /// Where the transmit queue stands, while it rests.
+    pub(crate) fn tx_state(&self) -> Option<QueueState> {
+        lock(&self.tx).active.as_ref().map(ActiveTx::state)
+    }
+
+    /// Whether the driver uses the pair.
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed)
+    }
+
+    /// What the backend was told last that the driver copes with.
+    pub(crate) fn offloads(&self) -> Offloads {
+        *lock(&self.offloads)
     }
 
     /// Stops the receive queue and takes it out.

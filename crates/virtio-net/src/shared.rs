@@ -119,6 +119,25 @@ impl Shared {
         }
     }
 
+    /// Whether the driver can be asked to announce itself, and whether it is and has not answered.
+    pub(crate) fn announcing(&self) -> (bool, bool) {
+        let Announcing { negotiated, asked } = *lock(&self.announcing);
+        (negotiated, asked)
+    }
+
+    /// The driver, if it can be, was asked to announce itself by another device that this one goes on for.
+    pub(crate) fn restore_asked(&self, asked: bool) {
+        let mut announcing = lock(&self.announcing);
+        announcing.asked = asked && announcing.negotiated;
+    }
+
+    /// The driver is to look at the configuration space.
+    pub(crate) fn config_changed(&self) {
+        if let Some(transport) = self.transport() {
+            transport.config_changed();
+        }
+    }
+
     /// The driver has been asked.
     pub(crate) fn announced(&self) {
         lock(&self.announcing).asked = false;

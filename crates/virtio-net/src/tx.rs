@@ -5,7 +5,7 @@ use std::fmt;
 use net_client::{DropReason, Frame, IoVec, Port, Received, Sender, Token, copy_from_iov};
 use virtio::net::F as NetF;
 use virtio_bus::ActiveQueue;
-use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
+use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, QueueState, VirtQueue};
 
 use crate::coalesce::Gate;
 use crate::header::{Header, HeaderFault, MAX_HEADER, TxRules};
@@ -213,6 +213,11 @@ impl<M: QueueMemory> ActiveTx<M> {
     pub(crate) fn hand_back(mut self) -> ActiveQueue {
         self.loan.state = self.flight.queue.state();
         self.loan
+    }
+
+    /// Where the queue stands, once it is settled.
+    pub(crate) fn state(&self) -> QueueState {
+        self.flight.queue.state()
     }
 
     pub(crate) fn loan(&self) -> &ActiveQueue {

@@ -16,6 +16,7 @@ use crate::interrupts::{Interrupts, QueueInterrupt};
 use crate::kicks::BoundKicks;
 use crate::layout::{Form, MAX_QUEUES, MAX_VECTORS};
 use crate::plugged::{Plugged, vectors_of};
+use crate::saved::{SaveError, SavedPci};
 use crate::window::Window;
 
 /// How a [`VirtioPci`] looks and works, where that is not the device's.
@@ -180,6 +181,47 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> VirtioPci<M> {
     /// Goes on after [`pause`](Self::pause).
     pub fn resume(&self) {
         self.hold(false);
+    }
+
+    /// What the driver has set, and what the device is in the middle of. The function is [paused](Self::pause), and may
+    /// go on afterwards.
+    ///
+    /// # Errors
+    /// [`SaveError`], but for [`SaveError::NotOnABus`] and [`SaveError::State`].
+    #[doc(alias = "virtio_save")]
+    pub fn save(&self) -> Result<SavedPci, SaveError> {
+        let state = self.state();
+        let plugged = state.plugged.as_ref().ok_or(SaveError::NoDevice)?;
+        if !state.held_by_vmm {
+            return Err(SaveError::NotPaused);
+        }
+        plugged.save().ok_or(SaveError::Unsupported)
+    }
+
+    /// Goes on where another function was when it was saved, here or in another process: it was configured as this one,
+    /// its device was created as the one here, and guest memory is as it was. The function is on its PCI bus and
+    /// [paused](Self::pause); the device does its first I/O when it is [resumed](Self::resume).
+    ///
+    /// Whatever the driver of this function has set before is lost.
+    ///
+    /// # Errors
+    /// [`SaveError`]. The function is as after power-on then, but for one that is not paused, is not on a bus or has no
+    /// device: that is as it was.
+    #[doc(alias = "virtio_load")]
+    pub fn restore(&self, saved: &SavedPci) -> Result<(), SaveError> {
+        let mut state = self.state();
+        let held = state.held_by_vmm;
+        let forwarding = (state.attachment.as_ref()).map(|at| Arc::clone(&at.forwarding));
+        let plugged = state.plugged.as_mut().ok_or(SaveError::NoDevice)?;
+        let forwarding = forwarding.ok_or(SaveError::NotOnABus)?;
+        if !held {
+            return Err(SaveError::NotPaused);
+        }
+        let restored = plugged.restore(saved);
+        drop(state);
+        // The bus asks for them under this lock.
+        forwarding.windows_changed(self);
+        restored.map_err(SaveError::State)
     }
 
     fn hold(&self, held: bool) {

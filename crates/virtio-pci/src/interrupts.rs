@@ -15,6 +15,17 @@ pub(crate) const NO_VECTOR: u16 = 0xffff;
 /// The vectors that a function has on its bus; none while it is on none.
 pub(crate) type Vectors = Arc<[Arc<dyn MsiVector>]>;
 
+/// What a driver has mapped to which MSI-X vector, and what is pending without them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedInterrupts {
+    /// ISR status, as the next read finds it.
+    pub isr: u8,
+    /// The vector of configuration changes; 0xffff is none, here and below.
+    pub config_vector: u16,
+    /// The vector of each queue.
+    pub queue_vectors: Vec<u16>,
+}
+
 /// A function's way to its guest: ISR status and pin, or one MSI-X vector an event.
 ///
 /// Registers write here under the transport's lock; the data path reads atomics. A used buffer
@@ -107,6 +118,41 @@ impl Interrupts {
         if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
             slot.store(self.existing(vector), Ordering::Release);
         }
+    }
+
+    /// What is mapped where, and what is pending.
+    pub(crate) fn save(&self) -> SavedInterrupts {
+        let load = |vector: &AtomicU16| vector.load(Ordering::Acquire);
+        SavedInterrupts {
+            isr: self.isr.load(Ordering::Acquire),
+            config_vector: self.config_vector(),
+            queue_vectors: self.queue_vectors.iter().map(load).collect(),
+        }
+    }
+
+    /// Maps events as `saved` says, and asserts the pin if something is pending. Nothing has changed when it does not
+    /// fit: then the field that does not is the answer.
+    pub(crate) fn restore(&self, saved: &SavedInterrupts) -> Result<(), &'static str> {
+        let exists = |vector: &u16| self.existing(*vector) == *vector;
+        if !exists(&saved.config_vector) {
+            return Err("config_vector");
+        }
+        let all_exist = saved.queue_vectors.iter().all(exists);
+        if saved.queue_vectors.len() != self.queue_vectors.len() || !all_exist {
+            return Err("queue_vectors");
+        }
+        if IsrStatus::from_bits(saved.isr).is_none() {
+            return Err("isr");
+        }
+        self.set_config_vector(saved.config_vector);
+        for (mine, saved) in self.queue_vectors.iter().zip(&saved.queue_vectors) {
+            mine.store(*saved, Ordering::Release);
+        }
+        self.pin.update(|| {
+            self.isr.store(saved.isr, Ordering::Release);
+            saved.isr != 0
+        });
+        Ok(())
     }
 
     fn existing(&self, vector: u16) -> u16 {

@@ -16,6 +16,9 @@
 //! A function may leave its bus and go on another, and is then as after power-on; its device stays
 //! plugged.
 //!
+//! A paused function is read out as a [`SavedPci`], which has bytes of its own, and goes on in a fresh function
+//! ([`VirtioPci::save`], [`VirtioPci::restore`]).
+//!
 //! Not built: administration queues, virtual functions, shared memory regions.
 //!
 //! | module | holds |
@@ -27,6 +30,7 @@
 //! | `layout` | identity, BARs, capabilities |
 //! | `window` | access through configuration space |
 //! | `interrupts` | ISR, pin and vectors, for the data path |
+//! | `saved` | [`SavedPci`]: a paused function as bytes, and back |
 //! | `kicks` | which notify registers are bound |
 //! | [`object`] | the types `virtio-pci` and `virtio-pci-bus` |
 
@@ -38,9 +42,12 @@ mod legacy;
 pub mod object;
 mod plugged;
 mod registers;
+mod saved;
 mod window;
 
 pub use function::{Error, VirtioPci, VirtioPciConfig};
+pub use interrupts::SavedInterrupts;
+pub use saved::{SaveError, SavedPci};
 
 // The README's example runs with the documentation's.
 #[cfg(doctest)]

@@ -16,6 +16,7 @@ use crate::kicks::BoundKicks;
 use crate::layout::{Contents, Form, MAX_VECTORS, NOTIFY_OFFSET, Region};
 use crate::legacy;
 use crate::registers::{self, COMMON, Register, RegisterFile};
+use crate::saved::{self, SavedPci};
 use crate::window::Window;
 
 /// All that there is only with a device.
@@ -69,6 +70,33 @@ impl<M: GuestAddressSpace> Plugged<M> {
         self.interrupts.set_msix(false);
         self.core.set_hold(Hold::BusMaster, false);
         self.core.set_hold(Hold::Power, false);
+    }
+
+    /// Takes over what another function, made as this one, was saved as; as after power-on when that fails. The VMM
+    /// holds the device.
+    pub(crate) fn restore(&mut self, saved: &SavedPci) -> Result<(), vmstate::Error> {
+        self.reset();
+        let restored = self.take_over(saved);
+        if restored.is_err() {
+            self.reset();
+        }
+        restored
+    }
+
+    fn take_over(&mut self, saved: &SavedPci) -> Result<(), vmstate::Error> {
+        self.function.restore(&saved.function)?;
+        self.interrupts
+            .restore(&saved.interrupts)
+            .map_err(|field| {
+                vmstate::Error::refused(saved::SECTION, field, "the function has no such vector")
+            })?;
+        self.interrupts.set_msix(self.function.msix_enabled());
+        self.core.set_hold(Hold::Power, !self.function.is_on());
+        self.core.restore(&saved.core, &saved.device)?;
+        self.bind_kicks();
+        // What was made available before, and a kick that was on its way.
+        self.core.kick_live();
+        Ok(())
     }
 
     fn reset_device(&mut self) {

@@ -10,7 +10,7 @@ use super::line::arguments;
 use super::network::info_network;
 use super::qtree::info_qtree;
 use crate::devices::{Devices, device_help, netdev_help, object_help};
-use crate::machine::{Control, Event, RunPhase, RunState};
+use crate::machine::{CannotPause, Control, Event, RunPhase, RunState};
 
 /// What a monitor works on.
 #[derive(Clone, Debug)]
@@ -94,7 +94,7 @@ impl Console {
         if asks_for_help(&options, "driver") {
             return help_of(device_help(text));
         }
-        match self.devices.tree().device_add(options) {
+        match self.devices.plug(text) {
             Ok(_) => DONE,
             // On the command line QEMU words it otherwise.
             Err(qdev::Error::DuplicateId(id)) => Err(format!("Duplicate device ID '{id}'").into()),
@@ -169,6 +169,31 @@ impl Console {
                 Ok(format!("Path '{path}' could not be resolved.\n"))
             }
             tree => Ok(tree?),
+        }
+    }
+
+    fn save_device(&self, nic: &str, file: &str) -> Outcome {
+        self.stands_still()?;
+        let state = self.devices.save_nic(nic)?;
+        std::fs::write(file, state)
+            .map_err(|error| format!("Could not write '{file}': {error}"))?;
+        DONE
+    }
+
+    fn restore_device(&self, nic: &str, file: &str) -> Outcome {
+        self.stands_still()?;
+        let state = std::fs::read(file);
+        let state = state.map_err(|error| format!("Could not read '{file}': {error}"))?;
+        self.devices.restore_nic(nic, &state)?;
+        DONE
+    }
+
+    /// Whether nobody but the user works on devices.
+    fn stands_still(&self) -> Result<(), Failure> {
+        match self.run_state.phase() {
+            RunPhase::Prelaunch | RunPhase::Paused => Ok(()),
+            RunPhase::Running => Err(Failure("the machine runs: stop it first".into())),
+            RunPhase::Ended => Err(CannotPause::Ended.into()),
         }
     }
 
@@ -362,6 +387,20 @@ const COMMANDS: &[Command] = &[
         help: "quit the emulator",
         takes: &[],
         run: |console, _| console.report(Event::Quit),
+    },
+    Command {
+        name: "restore-device",
+        usage: "nic file",
+        help: "put a fresh network card in the place of one, to go on with the state in a file",
+        takes: &[Word, Word],
+        run: |console, words| console.restore_device(words.at(0), words.at(1)),
+    },
+    Command {
+        name: "save-device",
+        usage: "nic file",
+        help: "write the state of a network card into a file",
+        takes: &[Word, Word],
+        run: |console, words| console.save_device(words.at(0), words.at(1)),
     },
     Command {
         name: "set_link",

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use net_client::{Drained, DropReason, FrameSource, IoVec, Port, Read, Token};
 use virtio_bus::ActiveQueue;
-use virtqueue::{QueueError, QueueMemory, VirtQueue};
+use virtqueue::{QueueError, QueueMemory, QueueState, VirtQueue};
 
 use self::batch::Batch;
 use self::expected::Expected;
@@ -107,6 +107,11 @@ impl<M: QueueMemory> ActiveRx<M> {
     pub(crate) fn hand_back(mut self) -> ActiveQueue {
         self.loan.state = self.buffers.queue.state();
         self.loan
+    }
+
+    /// Where the queue stands, once it is settled.
+    pub(crate) fn state(&self) -> QueueState {
+        self.buffers.queue.state()
     }
 
     pub(crate) fn loan(&self) -> &ActiveQueue {

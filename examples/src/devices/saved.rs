@@ -1,0 +1,107 @@
+//! A network card's state as bytes, and a fresh card that goes on with it.
+
+use std::sync::{Arc, Weak};
+
+use keyval::Options;
+use qdev::UnplugAnswer;
+use qom::Object;
+use virtio_pci::{SaveError, SavedPci, VirtioPci};
+use vm_pci::object::PciDevice;
+
+use super::{Devices, Nic};
+use crate::machine::Memory;
+
+/// Why a card's state was not saved, or not restored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CannotSave {
+    /// There is no such card.
+    #[error("Device '{0}' not found")]
+    NotFound(String),
+    /// What it was made of is not known.
+    #[error("'{0}' was not made of an option string")]
+    NotMade(String),
+    /// Its state, or the card.
+    #[error(transparent)]
+    State(#[from] SaveError),
+    /// The card does not leave, or does not come again.
+    #[error("{0}")]
+    Device(#[from] qdev::Error),
+    /// The guest is asked first, which stands still.
+    #[error("'{0}' does not leave without its driver")]
+    Stays(String),
+}
+
+/// What devices were made of, to be made again.
+pub(super) type Made = Vec<(Weak<Object>, Box<str>)>;
+
+impl Devices {
+    /// Makes the device that a string asks for, which is then known to [`restore_nic`](Self::restore_nic).
+    ///
+    /// # Errors
+    /// See [`qdev::Machine::device_add`]; nothing is left behind.
+    pub fn plug(&self, text: &str) -> Result<Arc<Object>, qdev::Error> {
+        let options = Options::parse(text, Some("driver"));
+        let device = self.machine.device_add(options)?;
+        let mut made = super::lock(&self.made);
+        made.retain(|(device, _)| device.strong_count() > 0);
+        made.push((Arc::downgrade(&device), text.into()));
+        Ok(device)
+    }
+
+    /// The state of a network card, which goes on. Devices are [paused](Self::pause) and the processors at rest.
+    ///
+    /// # Errors
+    /// When there is no such card, or it is not paused.
+    pub fn save_nic(&self, name: &str) -> Result<Vec<u8>, CannotSave> {
+        let nic = self.nic(name)?;
+        let function = function_of(&nic.asked, name)?;
+        Ok(function.save()?.to_bytes())
+    }
+
+    /// Takes a network card out, and puts a fresh one of the same options in its place that goes on with `state`: what
+    /// its driver has in memory is left as it is. Devices are [paused](Self::pause) and the processors at rest.
+    ///
+    /// # Errors
+    /// The card stays as it is where the bytes are no state. Where they are one of another card, the fresh card is as
+    /// after power-on.
+    pub fn restore_nic(&self, name: &str, state: &[u8]) -> Result<(), CannotSave> {
+        let state = SavedPci::from_bytes(state).map_err(SaveError::from)?;
+        let Nic {
+            asked: device, mac, ..
+        } = self.nic(name)?;
+        let text = {
+            let made = super::lock(&self.made);
+            let is_it = |(known, _): &&(Weak<Object>, Box<str>)| {
+                (known.upgrade()).is_some_and(|known| Arc::ptr_eq(&known, &device))
+            };
+            let found = made.iter().find(is_it);
+            found.map(|(_, text)| text.clone())
+        };
+        let text = text.ok_or_else(|| CannotSave::NotMade(name.into()))?;
+        // What was chosen for it then is not chosen anew. Of two values the last counts.
+        let devfn = PciDevice::of(&device)?.devfn();
+        let text = format!("{text},addr={devfn},mac={mac}");
+        let answer = self.machine.request_unplug(&device)?;
+        if answer != UnplugAnswer::Now {
+            return Err(CannotSave::Stays(name.into()));
+        }
+        drop(device);
+        let device = self.plug(&text)?;
+        let function = function_of(&device, name)?;
+        function.pause();
+        Ok(function.restore(&state)?)
+    }
+
+    fn nic(&self, name: &str) -> Result<Nic, CannotSave> {
+        let mut nics = self.nics().into_iter();
+        let nic = nics.find(|nic| nic.name == name);
+        nic.ok_or_else(|| CannotSave::NotFound(name.into()))
+    }
+}
+
+fn function_of(device: &Object, name: &str) -> Result<Arc<VirtioPci<Memory>>, CannotSave> {
+    device
+        .part()
+        .ok_or_else(|| CannotSave::NotFound(name.into()))
+}
