@@ -107,10 +107,11 @@ impl PackedQueue {
         check_set_up(config)?;
         let size = config.size;
         let (next_avail, next_used) = (Place(state.next_avail), Place(state.next_used));
-        let taken = next_avail.since(next_used, size);
-        let places = [next_avail, next_used].map(Place::offset);
-        let room = u32::from(size).checked_sub(taken).map(u16::try_from);
-        let (Some(Ok(room)), true) = (room, places.iter().all(|offset| *offset < size)) else {
+        // Only places of the ring have a distance.
+        let are_places = next_avail.offset() < size && next_used.offset() < size;
+        let taken = are_places.then(|| next_avail.since(next_used, size));
+        let room = taken.and_then(|taken| u32::from(size).checked_sub(taken));
+        let Some(Ok(room)) = room.map(u16::try_from) else {
             return Err(QueueError::State {
                 next_avail: state.next_avail,
                 next_used: state.next_used,

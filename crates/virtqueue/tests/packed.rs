@@ -529,6 +529,8 @@ fn set_up_that_cannot_work_is_refused() {
         (7, 0, false),
         (0, 7 | WRAP, false),
         (0x7fff, 0x7fff, false),
+        (0, 0x7fff, false),
+        (0x7fff, 0xffff, false),
         // A whole lap ahead, and one more.
         (3, 3 | WRAP, true),
         (4, 3 | WRAP, false),

@@ -6,9 +6,12 @@
 //! |---|---|
 //! | `tape` | a choice at each step, all of them in turn |
 //! | `ring` | split rings as bytes in guest memory, and nothing that the device's half also uses |
+//! | `packed_ring` | the same for packed rings |
 //! | `walks` | every chain that a small descriptor table, or indirect table, can hold |
 //! | `indices` | every available index; every distance of an event index |
-//! | `wakeups` | every order of a driver's and a device's steps: neither sleeps while the other waits |
+//! | `packed_walks` | every chain that a small packed ring can hold, in part or in full |
+//! | `packed_places` | every offset with wrap counter, of queues and of events |
+//! | `wakeups` | every order of a driver's and a device's steps, on rings of either format: neither sleeps while the other waits |
 //! | `buffers` | the same for the two stores and two loads of which such a step consists |
 #![expect(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 #![expect(
@@ -18,6 +21,9 @@
 
 mod buffers;
 mod indices;
+mod packed_places;
+mod packed_ring;
+mod packed_walks;
 mod ring;
 mod tape;
 mod wakeups;

@@ -9,10 +9,12 @@
 //! the device's doorbell, an eventfd, and nothing else.
 
 use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
 
 use virtio::F;
 use virtqueue::{Chain, VirtQueue};
 
+use crate::packed_ring::{PackedRing, Place};
 use crate::ring::{Desc, Memory, Rings};
 
 /// Chains that the driver sends.
@@ -54,14 +56,159 @@ enum DriverAt {
     Done,
 }
 
+/// What the two share, in terms of chains: the first, the second, and so on from where the queue starts.
+trait Shared {
+    fn size(&self) -> u16;
+    /// The device's half, with nothing available.
+    fn begin(&self, event_idx: bool) -> VirtQueue<Memory>;
+    fn write(&self, nth: u16);
+    /// The store with which what was written is available.
+    fn expose(&self, nth: u16);
+    /// Whether the device wants a kick for one of these.
+    fn wants_kick(&self, chains: Range<u16>, event_idx: bool) -> bool;
+    fn is_used(&self, nth: u16) -> bool;
+    /// What names the chain on the used ring.
+    fn used_name(&self, nth: u16) -> u32;
+    /// Asks for an interrupt when the chain is used.
+    fn ask_for_interrupt(&self, nth: u16);
+    fn bytes(&self) -> Vec<u8>;
+}
+
+/// Split rings, whose indices start here.
+struct Split(Rings, u16);
+
+impl Split {
+    fn at(&self, nth: u16) -> u16 {
+        self.1.wrapping_add(nth)
+    }
+}
+
+impl Shared for Split {
+    fn size(&self) -> u16 {
+        self.0.size
+    }
+
+    fn begin(&self, event_idx: bool) -> VirtQueue<Memory> {
+        let Self(rings, start) = self;
+        rings.clear();
+        for index in 0..rings.size {
+            let desc = Desc {
+                addr: 0x2000,
+                len: 8,
+                flags: 0,
+                next: 0,
+            };
+            rings.set_desc(index, desc);
+        }
+        rings.set_avail_idx(*start);
+        rings.set_used_idx(*start);
+        rings.queue(features(event_idx), *start)
+    }
+
+    fn write(&self, nth: u16) {
+        // Heads in turn: with as many in flight as there are entries, each is free again.
+        self.0.set_avail_entry(self.at(nth), nth % self.0.size);
+    }
+
+    fn expose(&self, nth: u16) {
+        self.0.set_avail_idx(self.at(nth + 1));
+    }
+
+    fn wants_kick(&self, mut chains: Range<u16>, event_idx: bool) -> bool {
+        if event_idx {
+            // The entry that the device waits for is one of the new ones.
+            let event = self.0.avail_event();
+            chains.any(|new| self.at(new) == event)
+        } else {
+            !self.0.no_notify()
+        }
+    }
+
+    fn is_used(&self, nth: u16) -> bool {
+        self.0.used_idx().wrapping_sub(self.1) > nth
+    }
+
+    fn used_name(&self, nth: u16) -> u32 {
+        self.0.used_entry(self.at(nth)).0
+    }
+
+    fn ask_for_interrupt(&self, nth: u16) {
+        self.0.set_used_event(self.at(nth));
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.0.bytes()
+    }
+}
+
+/// A packed ring, where the first chain goes here.
+struct Packed(PackedRing, Place);
+
+impl Packed {
+    fn at(&self, nth: u16) -> Place {
+        self.1.plus(nth, self.0.size)
+    }
+}
+
+impl Shared for Packed {
+    fn size(&self) -> u16 {
+        self.0.size
+    }
+
+    fn begin(&self, event_idx: bool) -> VirtQueue<Memory> {
+        let Self(ring, start) = self;
+        ring.clear(*start);
+        ring.queue(features(event_idx), *start, *start).unwrap()
+    }
+
+    fn write(&self, nth: u16) {
+        self.0
+            .set_buffer(self.at(nth), 0x2000, 8, nth % self.0.size);
+    }
+
+    fn expose(&self, nth: u16) {
+        let place = self.at(nth);
+        self.0.set_flags(place, place.available());
+    }
+
+    fn wants_kick(&self, mut chains: Range<u16>, event_idx: bool) -> bool {
+        match self.0.device_event() {
+            (event, 2) if event_idx => chains.any(|new| self.at(new).value() == event),
+            (_, flags) => flags == 0,
+        }
+    }
+
+    fn is_used(&self, nth: u16) -> bool {
+        let place = self.at(nth);
+        self.0.flags(place) & (1 << 7 | 1 << 15) == place.used()
+    }
+
+    fn used_name(&self, nth: u16) -> u32 {
+        self.0.id(self.at(nth)).into()
+    }
+
+    fn ask_for_interrupt(&self, nth: u16) {
+        self.0.set_driver_event(self.at(nth).value(), 2);
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.0.bytes()
+    }
+}
+
+fn features(event_idx: bool) -> F {
+    let mut features = F::VERSION_1;
+    features.set(F::EVENT_IDX, event_idx);
+    features
+}
+
 struct World<'a> {
-    rings: &'a Rings,
+    shared: &'a dyn Shared,
     queue: VirtQueue<Memory>,
     event_idx: bool,
     /// The device publishes each chain, not a batch at a time.
     each: bool,
     fault: Fault,
-    start: u16,
     device: DeviceAt,
     driver: DriverAt,
     /// The doorbells: rung and not heard yet.
@@ -77,29 +224,13 @@ struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    fn new(rings: &'a Rings, start: u16, event_idx: bool, each: bool, fault: Fault) -> Self {
-        rings.clear();
-        for index in 0..rings.size {
-            let desc = Desc {
-                addr: 0x2000,
-                len: 8,
-                flags: 0,
-                next: 0,
-            };
-            rings.set_desc(index, desc);
-        }
-        rings.set_avail_idx(start);
-        rings.set_used_idx(start);
-        let mut features = F::VERSION_1;
-        features.set(F::EVENT_IDX, event_idx);
-        let queue = rings.queue(features, start);
+    fn new(shared: &'a dyn Shared, event_idx: bool, each: bool, fault: Fault) -> Self {
         Self {
-            rings,
-            queue,
+            shared,
+            queue: shared.begin(event_idx),
             event_idx,
             each,
             fault,
-            start,
             device: DeviceAt::Asleep,
             driver: DriverAt::Writing,
             // Each queue is looked at once when it starts.
@@ -140,7 +271,7 @@ impl<'a> World<'a> {
                 let mut chain = Chain::new();
                 self.seen.push(self.exposed);
                 if self.queue.pop(&mut chain).unwrap() {
-                    assert!(self.queue.in_flight() <= self.rings.size);
+                    assert!(self.queue.in_flight() <= self.shared.size());
                     self.queue.push_used(chain.head(), 0).unwrap();
                     if self.each { Publishing } else { Popping }
                 } else {
@@ -178,39 +309,28 @@ impl<'a> World<'a> {
 
     fn step_driver(&mut self) {
         use DriverAt::*;
-        let size = self.rings.size;
-        let at = |count: u16| self.start.wrapping_add(count);
+        let shared = self.shared;
         self.driver = match self.driver {
             Writing => {
-                // Heads in turn: with as many in flight as there are entries, each is free again.
-                self.rings
-                    .set_avail_entry(at(self.written), self.written % size);
+                shared.write(self.written);
                 self.written += 1;
                 Exposing
             }
             Exposing => {
-                self.rings.set_avail_idx(at(self.written));
+                shared.expose(self.written - 1);
                 self.exposed = self.written;
                 Kicking
             }
             Kicking => {
-                let wanted = if self.event_idx {
-                    // The entry that the device waits for is one of the new ones.
-                    let event = self.rings.avail_event();
-                    (self.considered..self.exposed).any(|new| at(new) == event)
-                } else {
-                    !self.rings.no_notify()
-                };
+                self.kick |= shared.wants_kick(self.considered..self.exposed, self.event_idx);
                 self.considered = self.exposed;
-                self.kick |= wanted;
                 self.next()
             }
             Taking => {
-                let used = self.rings.used_idx().wrapping_sub(self.start);
-                assert!(used <= self.exposed, "used before it was available");
-                if used > self.taken {
-                    let (head, _) = self.rings.used_entry(at(self.taken));
-                    assert_eq!(head, u32::from(self.taken % size));
+                if shared.is_used(self.taken) {
+                    assert!(self.taken < self.exposed, "used before it was available");
+                    let name = shared.used_name(self.taken);
+                    assert_eq!(name, u32::from(self.taken % shared.size()));
                     self.taken += 1;
                     self.next()
                 } else {
@@ -219,7 +339,7 @@ impl<'a> World<'a> {
             }
             Wanting => {
                 if self.event_idx {
-                    self.rings.set_used_event(at(self.taken));
+                    shared.ask_for_interrupt(self.taken);
                 }
                 if self.fault == Fault::DriverDoesNotLookAgain {
                     Asleep
@@ -228,10 +348,10 @@ impl<'a> World<'a> {
                 }
             }
             LookingAgain => {
-                if self.rings.used_idx() == at(self.taken) {
-                    Asleep
-                } else {
+                if shared.is_used(self.taken) {
                     Taking
+                } else {
+                    Asleep
                 }
             }
             Asleep => {
@@ -245,7 +365,7 @@ impl<'a> World<'a> {
     fn next(&self) -> DriverAt {
         if self.taken == CHAINS {
             DriverAt::Done
-        } else if self.written < CHAINS && self.written - self.taken < self.rings.size {
+        } else if self.written < CHAINS && self.written - self.taken < self.shared.size() {
             DriverAt::Writing
         } else {
             DriverAt::Taking
@@ -267,7 +387,7 @@ impl<'a> World<'a> {
             self.taken,
             self.seen,
         );
-        (self.rings.bytes(), own)
+        (self.shared.bytes(), own)
     }
 }
 
@@ -316,15 +436,20 @@ fn explore<'a>(new: impl Fn() -> World<'a>) -> Option<usize> {
 
 /// All kinds of worlds, with what comes of each.
 fn worlds(fault: Fault) -> impl Iterator<Item = Option<usize>> {
-    [(1, 0), (2, 0xfffe)]
-        .into_iter()
-        .flat_map(move |(size, start)| {
-            let rings = Rings::new(size);
-            let kinds = [(false, false), (false, true), (true, false), (true, true)];
-            kinds.map(|(event_idx, each)| {
-                explore(|| World::new(&rings, start, event_idx, each, fault))
-            })
-        })
+    let second_lap = Place {
+        offset: 1,
+        wrap: false,
+    };
+    let shared: [Box<dyn Shared>; 4] = [
+        Box::new(Split(Rings::new(1), 0)),
+        Box::new(Split(Rings::new(2), 0xfffe)),
+        Box::new(Packed(PackedRing::new(1), Place::START)),
+        Box::new(Packed(PackedRing::new(2), second_lap)),
+    ];
+    shared.into_iter().flat_map(move |shared| {
+        let kinds = [(false, false), (false, true), (true, false), (true, true)];
+        kinds.map(|(event_idx, each)| explore(|| World::new(&*shared, event_idx, each, fault)))
+    })
 }
 
 #[test]

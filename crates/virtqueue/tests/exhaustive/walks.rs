@@ -25,7 +25,7 @@ const PLAIN: Desc = Desc {
 };
 
 /// What a chain is: its buffers in order, and which of them the device writes.
-type Buffers = Vec<(u64, u32, bool)>;
+pub(crate) type Buffers = Vec<(u64, u32, bool)>;
 
 /// A driver that writes a descriptor when the specification's words get to it, and not before: whatever
 /// the rest of the table holds, the way does not lead there.
@@ -143,7 +143,7 @@ impl Author<'_> {
     }
 }
 
-fn buffers_of(chain: &Chain<Memory>) -> Buffers {
+pub(crate) fn buffers_of(chain: &Chain<Memory>) -> Buffers {
     let part = |write| {
         let segments = if write {
             chain.writable()
