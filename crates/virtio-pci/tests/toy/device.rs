@@ -11,6 +11,7 @@ use virtio_bus::{
 use virtqueue::{Chain, QueueIndex, VirtQueue};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::driver::format;
 use crate::machine::Memory;
 
 #[derive(Debug)]
@@ -132,7 +133,8 @@ impl VirtioDevice<Memory> for Toy {
         vec![64, 16]
     }
     fn offered_features(&self) -> F {
-        F::EVENT_IDX | F::INDIRECT_DESC | F::NOTIFICATION_DATA | F::SR_IOV | F::RING_RESET
+        let rings = F::EVENT_IDX | F::INDIRECT_DESC | F::RING_RESET | format();
+        rings | F::NOTIFICATION_DATA | F::SR_IOV
     }
     fn plugged(&self, transport: Weak<dyn Transport>) {
         *self.transport.lock().unwrap() = Some(transport);

@@ -1,7 +1,7 @@
 //! The tiny driver: configuration mechanism 1, capabilities, BARs.
 
 use virtio::F;
-use virtqueue::mock::SplitDriver;
+use virtqueue::mock;
 use vm_memory::GuestAddress;
 use vm_pci::PciHost;
 
@@ -9,6 +9,15 @@ use crate::machine::{DEVFN, Machine, Memory};
 
 pub(crate) const COMMAND: u16 = 4;
 pub(crate) const IO_MEMORY_MASTER: u16 = 7;
+
+/// Rings are packed in test programs whose name says so, else split.
+pub(crate) fn format() -> F {
+    if env!("CARGO_CRATE_NAME").ends_with("_packed") {
+        F::RING_PACKED
+    } else {
+        F::empty()
+    }
+}
 
 /// Where a structure is, as its capability says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +164,7 @@ impl<'a> Driver<'a> {
         assert_eq!(self.status(), 0);
         self.set_status(1);
         self.set_status(3);
-        let bits = (features | F::VERSION_1).bits().to_ne();
+        let bits = (features | F::VERSION_1 | format()).bits().to_ne();
         for word in 0..4_u32 {
             self.set_common(8, word.to_le_bytes());
             let value = u32::try_from(bits >> (32 * word) & 0xffff_ffff).unwrap();
@@ -166,18 +175,19 @@ impl<'a> Driver<'a> {
     }
 
     /// Sets a queue up at `base` with MSI-X vector `vector`.
-    pub(crate) fn set_up(&self, queue: u16, base: u64, vector: u16) -> SplitDriver<Memory> {
+    pub(crate) fn set_up(&self, queue: u16, base: u64, vector: u16) -> mock::Driver<Memory> {
         let ring = self.arrange(queue, base, vector);
         self.set_common(0x1c, 1_u16.to_le_bytes());
         ring
     }
 
     /// Sets a queue up but for `queue_enable`.
-    pub(crate) fn arrange(&self, queue: u16, base: u64, vector: u16) -> SplitDriver<Memory> {
+    pub(crate) fn arrange(&self, queue: u16, base: u64, vector: u16) -> mock::Driver<Memory> {
         self.set_common(0x16, queue.to_le_bytes());
         let size = u16::from_le_bytes(self.common(0x18));
         let memory = self.machine.memory.clone();
-        let ring = SplitDriver::new(memory, GuestAddress(base), size, F::VERSION_1);
+        let features = F::VERSION_1 | format();
+        let ring = mock::Driver::new(memory, GuestAddress(base), size, features);
         let config = ring.config();
         self.set_common(0x1a, vector.to_le_bytes());
         self.set_common(0x20, config.desc.to_le_bytes());
@@ -187,12 +197,12 @@ impl<'a> Driver<'a> {
     }
 
     /// All the way to DRIVER_OK, with a vector for each queue.
-    pub(crate) fn start(&self) -> [SplitDriver<Memory>; 2] {
+    pub(crate) fn start(&self) -> [mock::Driver<Memory>; 2] {
         self.start_with(F::empty())
     }
 
     /// The same, with `features` negotiated.
-    pub(crate) fn start_with(&self, features: F) -> [SplitDriver<Memory>; 2] {
+    pub(crate) fn start_with(&self, features: F) -> [mock::Driver<Memory>; 2] {
         self.command(IO_MEMORY_MASTER);
         self.enable_msix(3);
         self.negotiate(features);
