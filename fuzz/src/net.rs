@@ -4,6 +4,7 @@
 //! ([`Step::OfferFrames`]) and hands others over ([`Step::SendFrame`]), and while a filter stands
 //! between the two ([`Step::Filter`]) the first way leads through the second door.
 
+mod commands;
 mod story;
 #[cfg(test)]
 mod tests;
@@ -17,14 +18,14 @@ use net_client::{Direction, Directions, Filter, FilterId, Passing, Port, Positio
 use virtio::F;
 use virtio::net::F as NetF;
 use virtio_bus::{Activation, ActiveQueue, GuestNotifier, Transport, VirtioDevice};
-use virtio_net::{VirtioNet, VirtioNetConfig};
-use virtqueue::mock::{Descriptor, INDIRECT, NEXT, WRITE};
+use virtio_net::{RateLimit, VirtioNet, VirtioNetConfig};
+use virtqueue::mock::{AVAIL, Descriptor, INDIRECT, NEXT, USED, WRITE};
 use virtqueue::{QueueConfig, QueueIndex, QueueState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use self::story::Story;
-use self::story::{Kind, Len, Step};
+use self::story::{Kind, Len, Step, Ways};
 use crate::peer::Peer;
 
 type Memory = Arc<GuestMemoryMmap<()>>;
@@ -43,6 +44,8 @@ const TURNS: usize = 4;
 fn ring(queue: u16) -> u64 {
     0x2_0000 + 0x1000 * u64::from(queue % QUEUES)
 }
+/// The wrap counter in a packed ring's offset.
+const WRAP: u16 = 1 << 15;
 const DRIVER: u64 = 0x400;
 const DEVICE: u64 = 0x800;
 
@@ -140,6 +143,10 @@ struct Machine {
     paused: bool,
     /// Where the next buffer by the book goes.
     next_buffer: u8,
+    /// By queue: the descriptors that its driver has written for itself, and where the next of a packed ring goes,
+    /// with the wrap counter.
+    drafts: Vec<[Descriptor; 32]>,
+    next: [u16; QUEUES as usize],
 }
 
 impl Machine {
@@ -155,9 +162,23 @@ impl Machine {
         let pairs = ends.len().max(1);
         let ports = ends.iter().map(|end| end.port().clone()).collect();
         let contexts = vec![context.clone() as Arc<dyn AioContext>];
+        // A few frames at once, and then one in some milliseconds.
+        let limit = RateLimit {
+            packets: if story.ways.has(Ways::LIMITS) { 500 } else { 0 },
+            ..Default::default()
+        };
         let config = VirtioNetConfig {
             mq: story.mq,
             x_txburst: story.burst.into(),
+            packed: story.ways.has(Ways::PACKED),
+            in_order: story.ways.has(Ways::IN_ORDER),
+            rss: story.ways.has(Ways::RSS),
+            hash: story.ways.has(Ways::HASH),
+            anti_spoof: story.ways.has(Ways::ANTI_SPOOF),
+            mrg_rxbuf: !story.ways.has(Ways::NO_MERGEABLE),
+            failover: story.ways.has(Ways::FAILOVER),
+            rx_limit: limit,
+            tx_limit: limit,
             ..Default::default()
         };
         let nic = VirtioNet::new(config, ports, contexts).expect("a card");
@@ -186,9 +207,21 @@ impl Machine {
             live: false,
             paused: false,
             next_buffer: 0,
+            drafts: vec![[Descriptor::default(); 32]; QUEUES.into()],
+            next: [WRAP; QUEUES as usize],
         };
         machine.refuse(story.refused);
         machine.negotiate();
+        if machine.is_packed() {
+            for queue in &mut machine.queues {
+                let start = match queue.state.next_avail {
+                    0 => WRAP,
+                    odd => odd & (WRAP | (SIZE - 1)),
+                };
+                (queue.state.next_avail, queue.state.next_used) = (start, start);
+                machine.next[usize::from(queue.index.0)] = start;
+            }
+        }
         machine.activate();
         machine
     }
@@ -236,7 +269,14 @@ impl Machine {
         2 * self.usable() as u16
     }
 
+    fn is_packed(&self) -> bool {
+        self.wanted.contains(F::RING_PACKED)
+    }
+
     fn header_len(&self) -> u32 {
+        if self.net_features().contains(NetF::HASH_REPORT) {
+            return 20;
+        }
         let long = NetF::VERSION_1 | NetF::MRG_RXBUF;
         if self.net_features().intersects(long) {
             12
@@ -321,6 +361,9 @@ impl Machine {
                 self.describe(queue.into(), index, descriptor);
             }
             Step::Offer { queue, head } => self.offer(queue.into(), head),
+            Step::MoveAvailIdx { queue, to } if self.is_packed() => {
+                self.next[usize::from(queue) % self.next.len()] = to & (WRAP | (SIZE - 1));
+            }
             Step::MoveAvailIdx { queue, to } => {
                 self.ram(ring(queue.into()) + DRIVER + 2, &to.to_le_bytes());
             }
@@ -345,30 +388,40 @@ impl Machine {
                 data,
                 len,
             } => {
-                let len = match len {
+                let mut bytes = vec![class, command];
+                bytes.extend(data);
+                let mut room = 2 + usize::from(match len {
                     0..0xe000 => len % 9,
                     _ => len % 1024,
-                };
-                self.command(class, command, data, len);
+                });
+                if class >= 0x80 {
+                    bytes = commands::known(class, command, data, len);
+                    room = bytes.len();
+                }
+                self.command(&bytes, room);
             }
             Step::UsePairs(pairs) => {
-                let mut data = [0; 8];
-                data[0] = pairs;
                 let any = pairs > 0xf0;
-                data[0] = if any { pairs } else { pairs % PAIRS as u8 + 1 };
-                data[1] = u8::from(any);
-                self.command(4, 0, data, 2);
+                let count = if any { pairs } else { pairs % PAIRS as u8 + 1 };
+                self.command(&[4, 0, count, u8::from(any)], 4);
             }
             Step::Kick { queue } => self.kick(queue.into()),
             Step::Turn => self.turn(),
             Step::Reset => {
                 self.reset();
+                let packed = self.is_packed();
                 for queue in &mut self.queues {
-                    queue.state = QueueState::default();
-                    self.memory
-                        .write_slice(&[0; 4], GuestAddress(queue.config.driver))
+                    queue.state = QueueState::initial(self.wanted);
+                    let (rings, len) = if packed {
+                        (queue.config.desc, 16 * usize::from(SIZE))
+                    } else {
+                        (queue.config.driver, 4)
+                    };
+                    (self.memory)
+                        .write_slice(&vec![0; len], GuestAddress(rings))
                         .ok();
                 }
+                self.next = [WRAP; QUEUES as usize];
                 self.negotiate();
                 self.activate();
             }
@@ -390,7 +443,8 @@ impl Machine {
                     assert_eq!(stopped.index, index);
                     // Stopped, it goes on where it stood.
                     if queue < 0x80 {
-                        stopped.state = QueueState::default();
+                        stopped.state = QueueState::initial(self.wanted);
+                        self.next[usize::from(index.0)] = WRAP;
                     }
                     if let Err(refused) = self.nic.start_queue(stopped) {
                         self.queues.extend(refused.queues);
@@ -449,14 +503,14 @@ impl Machine {
     }
 
     /// In one buffer with what lies behind it, and one for the answer.
-    fn command(&mut self, class: u8, command: u8, data: [u8; 8], len: u16) {
+    fn command(&mut self, bytes: &[u8], room: usize) {
         let (_, at) = self.buffer();
-        self.ram(at, &[class, command]);
-        self.ram(at + 2, &data);
+        self.ram(at, bytes);
         let ctrl = self.ctrl();
-        let len = 2 + u32::from(len);
-        self.describe(ctrl, 0, Descriptor::new(at, len, NEXT, 1));
-        self.describe(ctrl, 1, Descriptor::new(at + 0x800, 1, WRITE, 0));
+        // The answer to a question about counters is longer than that of others.
+        let answer = if bytes[0] == 8 { 512 } else { 1 };
+        self.describe(ctrl, 0, Descriptor::new(at, room as u32, NEXT, 1));
+        self.describe(ctrl, 1, Descriptor::new(at + 0x800, answer, WRITE, 0));
         self.offer(ctrl, 0);
     }
 
@@ -495,20 +549,61 @@ impl Machine {
         self.offer(self.tx(), head);
     }
 
-    fn describe(&self, queue: u16, index: u8, descriptor: Descriptor) {
+    /// Into the split ring, or for the packed one.
+    fn describe(&mut self, queue: u16, index: u8, descriptor: Descriptor) {
+        if self.is_packed() {
+            self.drafts[usize::from(queue % QUEUES)][usize::from(index % 32)] = descriptor;
+            return;
+        }
         let at = ring(queue) + 16 * u64::from(index % 32);
         (self.memory)
             .write_obj(descriptor, GuestAddress(at))
             .expect("rings are in memory");
     }
 
-    fn offer(&self, queue: u16, head: u8) {
+    fn offer(&mut self, queue: u16, head: u8) {
+        if self.is_packed() {
+            self.offer_packed(queue, head);
+            return self.kick(queue);
+        }
         let avail = ring(queue) + DRIVER;
         let at = GuestAddress(avail + 2);
         let index: u16 = self.memory.read_obj(at).expect("rings are in memory");
         self.ram(avail + 4 + 2 * u64::from(index % SIZE), &[head, 0]);
         self.ram(avail + 2, &index.wrapping_add(1).to_le_bytes());
         self.kick(queue);
+    }
+
+    /// Lays the chain that begins with `head` into the ring, the last of it first, and names it after its head.
+    fn offer_packed(&mut self, queue: u16, head: u8) {
+        let drafts = &self.drafts[usize::from(queue % QUEUES)];
+        let (mut chain, mut at) = (Vec::new(), usize::from(head) % 32);
+        while chain.len() < usize::from(SIZE) {
+            chain.push(drafts[at]);
+            if drafts[at].flags() & NEXT == 0 {
+                break;
+            }
+            at = usize::from(drafts[at].next()) % 32;
+        }
+        let next = &mut self.next[usize::from(queue % QUEUES)];
+        let mut bytes = Vec::new();
+        for descriptor in chain {
+            let available = if *next & WRAP != 0 { AVAIL } else { USED };
+            let slot = *next & !WRAP;
+            let mut raw = [0; 16];
+            raw[..8].copy_from_slice(&descriptor.addr().0.to_le_bytes());
+            raw[8..12].copy_from_slice(&descriptor.len().to_le_bytes());
+            raw[12] = head;
+            raw[14..].copy_from_slice(&(descriptor.flags() | available).to_le_bytes());
+            bytes.push((ring(queue) + 16 * u64::from(slot), raw));
+            *next = match slot + 1 {
+                SIZE => *next & WRAP ^ WRAP,
+                slot => *next & WRAP | slot,
+            };
+        }
+        for (at, raw) in bytes.into_iter().rev() {
+            self.ram(at, &raw);
+        }
     }
 
     fn kick(&self, queue: u16) {

@@ -1,18 +1,15 @@
-//! Guest memory with arbitrary rings in it, and what must hold of a queue on them.
+//! Guest memory with arbitrary split rings in it, and what must hold of a queue on them.
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
 use virtio::F;
 use virtqueue::mock::Descriptor;
-use virtqueue::{Chain, MAX_SEGMENTS, QueueConfig, QueueState, Segment, VirtQueue};
-use vm_memory::{
-    Address as _, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-};
+use virtqueue::{QueueConfig, QueueState, VirtQueue};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-type Memory = Arc<GuestMemoryMmap<()>>;
+use crate::holder::{Holder, Memory};
 
 /// Two regions that touch, one behind a hole, and one at the end of the address space.
 const REGIONS: [(u64, usize); 4] = [
@@ -41,7 +38,7 @@ pub enum Place {
 }
 
 impl Place {
-    fn address(self) -> u64 {
+    pub(crate) fn address(self) -> u64 {
         match self {
             Self::Low(at) => u64::from(at),
             Self::Edge { region, end, off } => {
@@ -65,19 +62,25 @@ pub struct Fields {
 
 /// The length of a buffer.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-enum Len {
+pub(crate) enum Len {
     Short(u8),
     Entries(u8),
     Any(u32),
 }
 
+impl Len {
+    pub(crate) fn bytes(self) -> u32 {
+        match self {
+            Self::Short(len) => len.into(),
+            Self::Entries(n) => 16 * u32::from(n),
+            Self::Any(len) => len,
+        }
+    }
+}
+
 impl Fields {
     fn descriptor(self) -> Descriptor {
-        let len = match self.len {
-            Len::Short(len) => len.into(),
-            Len::Entries(n) => 16 * u32::from(n),
-            Len::Any(len) => len,
-        };
+        let len = self.len.bytes();
         // The three flags that there are, and now and then some that are not.
         let flags = match self.flags {
             0xf0.. => u16::from(self.flags) << 8 | u16::from(self.flags),
@@ -179,6 +182,7 @@ enum Step {
 /// A driver's and a device's doings with one queue.
 #[derive(Arbitrary, Debug)]
 pub struct Story {
+    in_order: bool,
     layout: Layout,
     event_idx: bool,
     indirect: bool,
@@ -190,6 +194,17 @@ pub struct Story {
 
 /// Runs it.
 pub fn check(story: &Story) {
+    with_memory(|memory| {
+        if let Some(mut device) = Device::new(memory, story) {
+            for step in &story.steps {
+                device.step(*step);
+            }
+        }
+    });
+}
+
+/// With all of guest memory zero.
+pub(crate) fn with_memory(run: impl FnOnce(&Memory)) {
     MEMORY.with(|memory| {
         let memory = memory.get_or_init(|| {
             let ranges = REGIONS.map(|(base, len)| (GuestAddress(base), len));
@@ -200,11 +215,7 @@ pub fn check(story: &Story) {
                 .write_slice(&vec![0; len], GuestAddress(base))
                 .expect("a region");
         }
-        if let Some(mut device) = Device::new(memory, story) {
-            for step in &story.steps {
-                device.step(*step);
-            }
-        }
+        run(memory);
     });
 }
 
@@ -212,14 +223,9 @@ thread_local! {
     static MEMORY: OnceCell<Memory> = const { OnceCell::new() };
 }
 
-/// A queue and what is known of it.
+/// A queue with its holder, and how far its driver got.
 struct Device<'a> {
-    memory: &'a Memory,
-    queue: VirtQueue<Memory>,
-    features: F,
-    chain: Chain<Memory>,
-    in_flight: BTreeSet<u16>,
-    staged: u16,
+    holder: Holder<'a>,
     avail_idx: u16,
 }
 
@@ -228,6 +234,7 @@ impl<'a> Device<'a> {
         let mut features = F::VERSION_1;
         features.set(F::EVENT_IDX, story.event_idx);
         features.set(F::INDIRECT_DESC, story.indirect);
+        features.set(F::IN_ORDER, story.in_order);
         let next_avail = story.next_avail;
         let state = QueueState {
             next_avail,
@@ -235,22 +242,17 @@ impl<'a> Device<'a> {
         };
         let config = story.layout.config();
         let queue = VirtQueue::new(&config, state, features, memory.clone()).ok()?;
-        assert!(config.size.is_power_of_two() && config.size <= config.max_size);
+        assert!(config.size.is_power_of_two());
         assert!(u16::from(story.outstanding) <= config.size);
         Some(Self {
-            memory,
-            queue,
-            features,
-            chain: Chain::new(),
-            in_flight: BTreeSet::new(),
-            staged: 0,
+            holder: Holder::new(memory, queue, features),
             avail_idx: next_avail,
         })
     }
 
     fn step(&mut self, step: Step) {
-        let config = *self.queue.config();
-        let before = self.queue.state();
+        let config = *self.holder.queue.config();
+        let before = self.holder.queue.state();
         match step {
             Step::Write { at, bytes } => self.write(at.address(), &bytes),
             Step::Describe { index, fields } => {
@@ -281,135 +283,51 @@ impl<'a> Device<'a> {
                 self.write(at, &event.to_le_bytes());
             }
             Step::SetAvailFlags { flags } => self.write(config.driver, &[flags, 0]),
-            Step::Pop => {
-                if self.pop() {
-                    let mut bytes = [0; 16];
-                    let read = self.chain.read(3, &mut bytes);
-                    assert_eq!(read, self.chain.readable_len().saturating_sub(3).min(16));
-                    let written = self.chain.write(3, &bytes);
-                    assert_eq!(written, self.chain.writable_len().saturating_sub(3).min(16));
-                }
-            }
-            Step::UndoPop => {
-                let head = self.chain.head();
-                if self.queue.undo_pop(&mut self.chain) {
-                    assert!(self.in_flight.remove(&head), "{head} was not in flight");
-                    let after = self.queue.state().next_avail;
-                    assert_eq!(after.wrapping_add(1), before.next_avail);
-                }
-            }
-            // Nothing is written meanwhile, so at most `size` entries are there to take.
-            Step::Drain => {
-                let taken = (0..=config.size).take_while(|_| self.pop()).count();
-                assert!(taken <= config.size.into(), "no end");
-            }
-            Step::Push { nth, len } => {
-                let count = self.in_flight.len();
-                if let Some(&head) = self.in_flight.iter().nth(usize::from(nth) % count.max(1)) {
-                    self.push(head, len);
-                }
-            }
-            Step::PushAny { head } => self.push(head, 0),
+            Step::Pop => self.holder.pop_and_use(),
+            Step::UndoPop => self.holder.undo_pop(),
+            Step::Drain => self.holder.drain(),
+            Step::Push { nth, len } => self.holder.push_nth(nth, len),
+            Step::PushAny { head } => self.holder.push(head, 0),
             Step::Publish => {
-                let staged = std::mem::take(&mut self.staged);
-                assert_eq!(self.queue.publish(), staged);
-                let after = self.queue.state().next_used;
+                let staged = self.holder.publish().len() as u16;
+                let after = self.holder.queue.state().next_used;
                 assert_eq!(after, before.next_used.wrapping_add(staged));
                 if staged > 0 {
-                    let index: u16 = (self.memory)
+                    let index: u16 = (self.holder.memory)
                         .read_obj(GuestAddress(config.device + 2))
                         .expect("the ring is in memory");
                     assert_eq!(u16::from_le(index), after);
                 }
-                self.queue.needs_notification();
-                assert!(!self.queue.needs_notification(), "told twice");
+                self.holder.ask_whether_to_notify();
             }
-            Step::Enable => match self.queue.enable_notifications() {
-                Ok(_) => assert!(!self.queue.is_broken()),
-                Err(_) => assert!(self.queue.is_broken()),
-            },
-            Step::Disable => self.queue.disable_notifications(),
-            // What is in flight is lost to the next holder, which can go on all the same.
-            Step::Remake => {
-                if self.staged == 0 && self.in_flight.is_empty() {
-                    let state = self.queue.state();
-                    self.queue = VirtQueue::new(&config, state, self.features, self.memory.clone())
-                        .expect("the state of a queue fits it");
-                    self.chain = Chain::new();
-                }
-            }
+            Step::Enable => self.holder.enable(),
+            Step::Disable => self.holder.queue.disable_notifications(),
+            Step::Remake => self.holder.remake(),
         }
-        assert_eq!(usize::from(self.queue.in_flight()), self.in_flight.len());
-    }
-
-    /// Pops, and checks what came. Whether something did.
-    fn pop(&mut self) -> bool {
-        let was_broken = self.queue.is_broken();
-        let before = self.queue.state();
-        match self.queue.pop(&mut self.chain) {
-            Ok(true) => {}
-            Ok(false) => {
-                assert!(!was_broken);
-                return false;
-            }
-            Err(_) => {
-                assert!(self.queue.is_broken());
-                assert_eq!(self.queue.state(), before);
-                return false;
-            }
-        }
-        assert!(!was_broken);
-        let head = self.chain.head();
-        assert!(head < self.queue.size());
-        assert!(self.in_flight.insert(head), "{head} is in flight");
-        let directions = [
-            (self.chain.readable(), self.chain.readable_len()),
-            (self.chain.writable(), self.chain.writable_len()),
-        ];
-        for (segments, len) in directions {
-            assert!(segments.len() <= MAX_SEGMENTS);
-            assert_eq!(segments.iter().map(Segment::len).sum::<usize>(), len);
-            for segment in segments {
-                check_segment(self.memory, segment);
-            }
-        }
-        true
-    }
-
-    fn push(&mut self, head: u16, len: u32) {
-        let pushed = self.queue.push_used(head, len).is_ok();
-        assert_eq!(pushed, self.in_flight.remove(&head), "{head}");
-        self.staged += u16::from(pushed);
+        self.holder.check();
     }
 
     /// Where memory is; elsewhere nothing happens, as for a guest.
     fn write(&self, address: u64, bytes: &[u8]) {
-        let _ = self.memory.write_slice(bytes, GuestAddress(address));
+        let _ = self.holder.memory.write_slice(bytes, GuestAddress(address));
     }
 
     fn write_descriptor(&self, address: u64, fields: Fields) {
-        let _ = (self.memory).write_obj(fields.descriptor(), GuestAddress(address));
+        let _ = (self.holder.memory).write_obj(fields.descriptor(), GuestAddress(address));
     }
-}
-
-/// A segment lies in one region, and its pointer is that region's.
-fn check_segment(memory: &Memory, segment: &Segment) {
-    let address = segment.address();
-    let region = memory.find_region(address).expect("mapped");
-    let last = address.checked_add(segment.len() as u64 - 1).expect("ends");
-    assert!(last <= region.last_addr(), "{segment:?} leaves its region");
-    let host = memory.get_host_address(address).expect("mapped");
-    assert_eq!(host, segment.ptr());
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn a_chain_by_the_book_is_taken_and_completed() {
         let address = Place::Low(0x4000);
         let story = Story {
+            in_order: false,
             layout: Layout::Usual { log2_size: 4 },
             event_idx: false,
             indirect: true,
@@ -429,10 +347,10 @@ mod tests {
         device.step(Step::Describe { index: 7, fields });
         device.step(Step::Offer { head: 7 });
         device.step(Step::Pop);
-        assert_eq!(device.in_flight, BTreeSet::from([7]));
-        assert_eq!(device.chain.writable_len(), 40);
+        assert_eq!(device.holder.in_flight, BTreeSet::from([7]));
+        assert_eq!(device.holder.chain.writable_len(), 40);
         device.step(Step::Push { nth: 0, len: 40 });
         device.step(Step::Publish);
-        assert_eq!(device.queue.state().next_used, 0);
+        assert_eq!(device.holder.queue.state().next_used, 0);
     }
 }

@@ -117,8 +117,7 @@ impl VirtioDevice<Memory> for Toy {
         assert!(offset + data.len() <= self.config_len());
     }
 
-    fn negotiate(&self, features: F) -> Result<(), FeaturesRefused> {
-        assert!(features.contains(F::VERSION_1));
+    fn negotiate(&self, _features: F) -> Result<(), FeaturesRefused> {
         Ok(())
     }
 

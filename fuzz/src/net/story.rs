@@ -7,6 +7,7 @@ use super::PAIRS;
 /// What is run, and how.
 #[derive(Arbitrary, Debug)]
 pub struct Story {
+    pub(super) ways: Ways,
     pub(super) peers: [Kind; PAIRS],
     /// Queue pairs: one more than this, of three.
     pub(super) more_pairs: u8,
@@ -22,6 +23,25 @@ pub struct Story {
     /// Where the rings of one queue are instead of where they belong.
     pub(super) odd: Option<Odd>,
     pub(super) steps: Vec<Step>,
+}
+
+/// What the card has beyond what it has unless told, a bit each. The driver may do without.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub(super) struct Ways(pub(super) u8);
+
+impl Ways {
+    pub(super) const PACKED: u8 = 1;
+    pub(super) const IN_ORDER: u8 = 2;
+    pub(super) const RSS: u8 = 4;
+    pub(super) const HASH: u8 = 8;
+    pub(super) const ANTI_SPOOF: u8 = 16;
+    pub(super) const LIMITS: u8 = 32;
+    pub(super) const NO_MERGEABLE: u8 = 64;
+    pub(super) const FAILOVER: u8 = 128;
+
+    pub(super) fn has(self, way: u8) -> bool {
+        self.0 & way != 0
+    }
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -82,7 +102,8 @@ pub(super) enum Step {
         count: u8,
         len: u16,
     },
-    /// A command by the book, except for what it says.
+    /// A command by the book, except for what it says: any with a class below 0x80, else one that there is, with
+    /// as much data as it has.
     Command {
         class: u8,
         command: u8,

@@ -6,7 +6,12 @@ fn machine(peer: Kind) -> Machine {
 }
 
 fn machine_of(pairs: u8, peer: Kind) -> Machine {
+    machine_with(Ways(0), pairs, peer)
+}
+
+fn machine_with(ways: Ways, pairs: u8, peer: Kind) -> Machine {
     let story = Story {
+        ways,
         peers: [peer; PAIRS],
         more_pairs: pairs - 1,
         mq: true,
@@ -128,4 +133,58 @@ fn frames_come_in_through_both_doors() {
     machine.step(Step::Turn);
     assert_eq!(machine.nic.rx_statistics(0).unwrap().frames, 8);
     machine.reset();
+}
+
+#[test]
+fn packed_rings_in_order_carry_what_split_ones_do() {
+    let ways = Ways(Ways::PACKED | Ways::IN_ORDER);
+    let mut machine = machine_with(ways, 1, Kind::Vnet);
+    let lens = [60; 4];
+    for _ in 0..8 {
+        machine.step(Step::Moods(0xff));
+        machine.step(Step::Frame {
+            header: [0; 12],
+            len: 60,
+            cut: 20,
+        });
+        machine.step(Step::Buffers {
+            count: 3,
+            len: 2048,
+        });
+        machine.step(Step::Turn);
+        machine.step(Step::OfferFrames { lens, later: 0 });
+        machine.step(Step::Turn);
+    }
+    assert_eq!(machine.nic.tx_statistics(0).unwrap().frames, 8);
+    assert_eq!(machine.nic.rx_statistics(0).unwrap().frames, 32);
+    machine.reset();
+}
+
+#[test]
+fn commands_that_there_are_are_done() {
+    // By class and command, as a step has them.
+    for (class, command) in [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (3, 0),
+        (3, 1),
+        (4, 0),
+        (5, 0),
+        (5, 1),
+        (5, 2),
+        (6, 0),
+        (6, 1),
+    ] {
+        let mut machine = machine_with(Ways(Ways::RSS | Ways::HASH), 3, Kind::Vnet);
+        machine.step(Step::Command {
+            class: 0x80 + class,
+            command,
+            data: [2, 0, 0, 0, 0, 0, 0, 0],
+            len: 0,
+        });
+        machine.step(Step::Turn);
+        let statistics = machine.nic.ctrl_statistics();
+        assert_eq!(statistics.acknowledged, 1, "{class} {command}");
+    }
 }
