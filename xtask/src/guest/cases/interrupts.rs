@@ -33,7 +33,8 @@ for processor in 1 0 1 0; do
     here=$(on $processor) there=$(on $((1 - processor)))
     ping -q -c 20 -i 0.02 10.0.2.2
     at_least "interrupts on processor $processor" $(($(on $processor) - here)) 10
-    expect "interrupts on the other" $(($(on $((1 - processor))) - there)) 0
+    # A vector moves with its next interrupt: one of a queue that had none meanwhile still comes to the other.
+    at_most "interrupts on the other" $(($(on $((1 - processor))) - there)) $((pairs - 1))
     wait
     at_least "pings in the meantime" $(($(icmp OutEchos) - sent)) 1020
     # Counted by the IP stack: the program's socket has room for few that come at once.
