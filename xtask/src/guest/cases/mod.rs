@@ -18,7 +18,10 @@ nc 10.0.2.2 9001 </tmp/file
 host 'nc -l -p 9002 -e cat /tmp/file >/dev/null 2>&1 &'
 wait_for 10 "the host listens" host_listens 9002
 expect "sum of a file that went and came" "$(nc 10.0.2.2 9002 <&9 | md5sum)" "$(md5sum </tmp/file)"
-ping -q -c 20 -i 0.02 -s 20000 10.0.2.2 || fail "large pings are lost"
+# Counted by the IP stack: the program's socket has room for few that come at once.
+answered=$(icmp InEchoReps)
+ping -q -c 20 -i 0.02 -s 20000 10.0.2.2 >/dev/null || fail "large pings are lost"
+expect "answers to large pings" $(($(icmp InEchoReps) - answered)) 20
 ping -c 20 -i 0.02 10.0.2.2
 "#
     };
