@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use iothread::{AioContext, IoThread};
+use iothread::{AioContext, AioContexts, IoThread, IoThreads};
 use keyval::Options;
 use keyval::help::is_help;
 use net_client::{CAPTURE_MAX_LEN, FilterError, NetClients, NetdevError, Port};
@@ -152,6 +152,7 @@ impl Devices {
         tree.provide::<dyn MsiSink>(interrupts.msi.clone());
         tree.provide::<dyn KickBinder>(interrupts.kicks.clone());
         tree.provide::<dyn AioContext>(iothread.context());
+        tree.provide::<dyn AioContexts>(Arc::new(IoThreads));
         tree.provide(netdevs.clone());
         Ok(Self {
             machine: tree,

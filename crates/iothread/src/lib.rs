@@ -70,11 +70,13 @@
 //! | `clock` | real and virtual time |
 //! | `event_loop` | the loop, turned by hand |
 //! | `thread` | the loop with a thread of its own |
+//! | `contexts` | loops given out by name, for devices that work on several |
 //! | `state` | watches, timers and work, as data |
 //! | `poller` | descriptors on `event-manager` |
 
 mod clock;
 mod context;
+mod contexts;
 mod event_loop;
 mod poller;
 mod state;
@@ -85,6 +87,7 @@ pub use context::{
     AioContext, BottomHalf, FdHandler, Interest, Readiness, TimerHandler, TimerId, WatchId,
     WatchedEventFd, WatchedFd,
 };
+pub use contexts::{AioContexts, ContextLease, IoThreads};
 pub use event_loop::EventLoop;
 pub use thread::IoThread;
 

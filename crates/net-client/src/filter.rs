@@ -160,6 +160,7 @@ pub(crate) struct Filters {
 }
 
 impl Filters {
+    #[inline]
     pub(crate) fn any(&self) -> bool {
         self.any.load(Ordering::Acquire)
     }

@@ -134,6 +134,7 @@ impl Port {
     }
 
     /// Whether a filter stands on the way to `peer` or back.
+    #[inline]
     pub(crate) fn is_filtered(&self, peer: &Self) -> bool {
         self.filters.any() || peer.filters.any()
     }

@@ -83,6 +83,7 @@ impl Port {
     }
 
     /// Whether this end's link is up.
+    #[inline]
     pub fn link_is_up(&self) -> bool {
         !self.link_down.load(Ordering::Acquire)
     }
@@ -237,6 +238,7 @@ impl Port {
     }
 
     /// Gives one frame to the peer's client, past all filters.
+    #[inline]
     pub(crate) fn hand_over(
         &self,
         peer: &Self,

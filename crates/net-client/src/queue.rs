@@ -118,6 +118,7 @@ impl PacketQueue {
         self.len.load(Ordering::Acquire)
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -83,6 +83,7 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
+    #[inline]
     pub(crate) fn passed(&self, len: usize) {
         add(&self.frames, 1);
         add(&self.bytes, len as u64);
@@ -105,6 +106,7 @@ impl Counters {
     }
 }
 
+#[inline]
 fn add(counter: &AtomicU64, n: u64) {
     let sum = counter.load(Ordering::Relaxed).wrapping_add(n);
     counter.store(sum, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use crate::coalesce::Gate;
 use crate::hash::{Hash, HashView, PEEK};
 use crate::header::{FLAGS, GSO_NONE, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS, TUNNEL};
 use crate::kick::batch;
-use crate::lend::{lend_from, read_at, write_start};
+use crate::lend::{lend_from, lend_on, read_at, write_at, write_start};
 use crate::pair::Layout;
 use crate::statistics::RxStatistics;
 
@@ -30,6 +30,7 @@ pub(crate) struct Buffers<M: QueueMemory> {
     pub(crate) ready: Chains<M>,
     /// Chains with no buffers, for the next ones.
     spare: Vec<Box<Chain<M>>>,
+    batch: u64,
 }
 
 /// Chains in order, with the sum of their room.
@@ -46,6 +47,7 @@ impl<M: QueueMemory> Buffers<M> {
         hashes: HashView,
     ) -> Self {
         Self {
+            batch: batch(queue.size()) as u64,
             queue,
             layout,
             mergeable,
@@ -60,6 +62,7 @@ impl<M: QueueMemory> Buffers<M> {
 
     /// Puts available chains on `ready` until they have room for `want` bytes, or, where frames are not
     /// merged, until there is one.
+    #[inline]
     pub(crate) fn gather(
         &mut self,
         want: usize,
@@ -111,6 +114,10 @@ impl<M: QueueMemory> Buffers<M> {
                     return room;
                 }
                 room += segment.len();
+                if skip == 0 {
+                    lend_on(iov, segment);
+                    continue;
+                }
                 let here = skip.min(segment.len());
                 skip -= here;
                 if here < segment.len() {
@@ -169,7 +176,7 @@ impl<M: QueueMemory> Buffers<M> {
     /// Whether so much is used that a batch should end.
     #[inline]
     pub(crate) fn is_batch(&self, statistics: &RxStatistics) -> bool {
-        statistics.buffers.wrapping_sub(self.shown) >= batch(self.queue.size()) as u64
+        statistics.buffers.wrapping_sub(self.shown) >= self.batch
     }
 
     /// Ends a batch: the driver sees what it was given.
@@ -214,6 +221,7 @@ impl<M: QueueMemory> Buffers<M> {
     }
 
     /// Guest bytes of a frame of `len` bytes of the source's, unless it is shorter than its header.
+    #[inline]
     pub(crate) fn guest_len(&self, len: usize) -> Option<usize> {
         len.checked_sub(self.layout.host_header_len)?
             .checked_add(self.layout.header_len)
@@ -251,10 +259,10 @@ fn deliver<M: QueueMemory>(
         && let Some(first) = chains.pop_front()
     {
         // As it is with most frames.
-        complete_header(layout, &first, 1);
+        let said = complete_header(layout, &first, 1);
         let frame_len = guest_len.saturating_sub(layout.header_len);
         if layout.stats {
-            count_header(&first, frame_len, statistics);
+            count_header(said, frame_len, statistics);
         }
         first.mark_written(guest_len);
         push_used(queue, &first, guest_len);
@@ -275,10 +283,10 @@ fn deliver<M: QueueMemory>(
         buffers += 1;
     }
     if let Some(first) = chains.list.front() {
-        complete_header(layout, first, buffers);
+        let said = complete_header(layout, first, buffers);
         if layout.stats {
             count_header(
-                first,
+                said,
                 guest_len.saturating_sub(layout.header_len),
                 statistics,
             );
@@ -300,9 +308,9 @@ fn deliver<M: QueueMemory>(
     statistics.buffers += u64::from(buffers);
 }
 
-/// Writes what of the header is the device's.
+/// Writes what of the header is the device's; returns its `flags` and `gso_type`.
 #[inline]
-fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u16) {
+fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u16) -> [u8; 2] {
     let Layout {
         header_len,
         host_header_len,
@@ -310,35 +318,48 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
         allowed,
         ..
     } = *layout;
+    // With VERSION_1 it is 1 where frames are not merged (virtio 1.4, 5.1.6.3.2).
+    let count = if little_endian {
+        buffers.to_le_bytes()
+    } else {
+        buffers.to_ne_bytes()
+    };
+    if header_len == host_header_len
+        && header_len > NUM_BUFFERS
+        && read_at(first.writable(), FLAGS) == Some([0, GSO_NONE])
+        && write_at(first.writable(), NUM_BUFFERS, count)
+    {
+        // As it is with most frames: nothing is said that the driver might not cope with.
+        return [0, GSO_NONE];
+    }
     let write = |offset, bytes: &[u8]| {
         // Marked dirty with the frame.
         if !write_start(first.writable(), offset, bytes) {
             first.write(offset, bytes);
         }
     };
-    if host_header_len == 0 {
+    let said = if host_header_len == 0 {
         let zeroes = [0; MAX_HEADER];
         // What is behind is there already.
         write(0, zeroes.get(..header_len.min(HASH)).unwrap_or_default());
+        [0, GSO_NONE]
     } else {
         // The peer was told what the driver copes with; here it is seen to (virtio 1.4, 5.1.6.4.1).
-        let [flags, gso_type] = read_start_of(first);
+        let [mut flags, mut gso_type] = read_start_of(first);
         if flags & !allowed.flags != 0 {
-            write(FLAGS, &[flags & allowed.flags]);
+            flags &= allowed.flags;
+            write(FLAGS, &[flags]);
         }
-        if !allowed.has(gso_type) {
-            write(GSO_TYPE, &[GSO_NONE]);
+        if gso_type != GSO_NONE && !allowed.has(gso_type) {
+            gso_type = GSO_NONE;
+            write(GSO_TYPE, &[gso_type]);
         }
-    }
+        [flags, gso_type]
+    };
     if header_len > NUM_BUFFERS {
-        // With VERSION_1 it is 1 where frames are not merged (virtio 1.4, 5.1.6.3.2).
-        let bytes = if little_endian {
-            buffers.to_le_bytes()
-        } else {
-            buffers.to_ne_bytes()
-        };
-        write(NUM_BUFFERS, &bytes);
+        write(NUM_BUFFERS, &count);
     }
+    said
 }
 
 /// `flags` and `gso_type` of the header that was written.
@@ -351,9 +372,9 @@ fn read_start_of<M: QueueMemory>(first: &Chain<M>) -> [u8; 2] {
     })
 }
 
-/// Counts a frame by what its header says. The driver can change that meanwhile: the numbers are for it.
-fn count_header<M: QueueMemory>(first: &Chain<M>, frame_len: usize, statistics: &mut RxStatistics) {
-    let [flags, gso_type] = read_start_of(first);
+/// Counts a frame by what its header says.
+#[inline]
+fn count_header([flags, gso_type]: [u8; 2], frame_len: usize, statistics: &mut RxStatistics) {
     let flags = HdrF::from_bits_retain(flags);
     if flags.contains(HdrF::NEEDS_CSUM) {
         statistics.csum_needed += 1;
@@ -399,6 +420,7 @@ fn write_hash<M: QueueMemory>(
     }
 }
 
+#[inline]
 fn push_used<M: QueueMemory>(queue: &mut VirtQueue<M>, chain: &Chain<M>, len: usize) {
     // A frame is shorter than 2^32 bytes; where it were not, less is claimed than was written.
     let len = u32::try_from(len).unwrap_or(u32::MAX);

@@ -41,6 +41,16 @@ pub enum VirtioNetError {
         /// Queue pairs.
         pairs: usize,
     },
+    /// More I/O threads are asked for than there are queue pairs to run on them.
+    #[error(
+        "Invalid iothreads (= {threads}), must be at most the number of queue pairs (= {pairs})"
+    )]
+    IoThreads {
+        /// Threads asked for.
+        threads: usize,
+        /// Queue pairs.
+        pairs: usize,
+    },
     /// The backend could not become the NIC's peer.
     #[error(transparent)]
     Connect(#[from] ConnectError),

@@ -78,6 +78,7 @@ impl Filter {
     }
 
     /// Whether no frame need be looked at.
+    #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.modes.promisc
     }

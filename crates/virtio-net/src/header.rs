@@ -18,7 +18,7 @@ pub(crate) const HASH: usize = 12;
 pub(crate) const TUNNEL: usize = 20;
 
 /// An Ethernet header: what a frame has at least.
-const MIN_FRAME: usize = 14;
+pub(crate) const MIN_FRAME: usize = 14;
 /// The largest IP packet behind an Ethernet header with two VLAN tags: what a frame has at most, segmentation
 /// offload or not.
 const MAX_FRAME: usize = 65535 + 14 + 8;

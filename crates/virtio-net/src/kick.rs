@@ -73,6 +73,7 @@ impl Watch {
         }
     }
 
+    #[inline]
     pub(crate) fn disarm_timer(&mut self) {
         if let Some(timer) = self.timer
             && std::mem::take(&mut self.armed)

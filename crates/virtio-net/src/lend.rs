@@ -12,12 +12,23 @@ use virtqueue::Segment;
 
 use crate::header::MAX_HEADER;
 
-/// Lends a segment of a chain. The chain is kept until the lend is over.
-pub(crate) fn lend(segment: &Segment) -> IoVec {
-    lend_from(segment, 0)
+/// Lends a segment of a chain behind what is in `iov`: as one piece with the last there, where it begins where that ends.
+/// The payload of a large frame often lies in pages one behind the other.
+#[inline]
+pub(crate) fn lend_on(iov: &mut Vec<IoVec>, segment: &Segment) {
+    if let Some(last) = iov.last_mut()
+        && last.base().wrapping_add(last.len()) == segment.ptr()
+    {
+        // SAFETY: of two pieces that are each mapped for as long as the lend lasts, the second behind the first. The
+        // first is the guest's too: a header of ours is at the start of a slot that is longer.
+        *last = unsafe { IoVec::new(last.base(), last.len() + segment.len()) };
+    } else {
+        iov.push(lend_from(segment, 0));
+    }
 }
 
-/// Lends a segment from `skip` (at most its length) on.
+/// Lends a segment of a chain from `skip` (at most its length) on. The chain is kept until the lend is over.
+#[inline]
 pub(crate) fn lend_from(segment: &Segment, skip: usize) -> IoVec {
     let skip = skip.min(segment.len());
     // SAFETY: `skip` is in the segment. The segment is mapped while its chain lives, and a queue here
@@ -45,6 +56,29 @@ pub(crate) fn read_at<const N: usize>(segments: &[Segment], offset: usize) -> Op
     let first = segments.first().filter(|first| first.len() >= end)?;
     // SAFETY: as in `read_start`; an array of bytes lies anywhere.
     Some(unsafe { first.ptr().wrapping_add(offset).cast::<[u8; N]>().read() })
+}
+
+/// Writes `bytes` at `offset`, where the first segment reaches so far. As [`write_start`], for a number that is known
+/// beforehand.
+#[inline]
+pub(crate) fn write_at<const N: usize>(
+    segments: &[Segment],
+    offset: usize,
+    bytes: [u8; N],
+) -> bool {
+    let end = offset.saturating_add(N);
+    let Some(first) = segments.first().filter(|first| first.len() >= end) else {
+        return false;
+    };
+    // SAFETY: as in `read_at`, the other way round.
+    unsafe {
+        first
+            .ptr()
+            .wrapping_add(offset)
+            .cast::<[u8; N]>()
+            .write(bytes)
+    };
+    true
 }
 
 /// Writes `bytes` at `offset` of a chain, where its first segment reaches so far. `false`: it does not. What is
@@ -132,6 +166,33 @@ impl FrameSlab {
     }
 }
 
+impl FrameSlab {
+    /// Lends a header of `HEADER` zeroes with the frame behind it: `frame` from `skip` on, which is copied now. `None`:
+    /// the frame is too large, or there is none.
+    #[inline]
+    pub(crate) fn lend_plain<const HEADER: usize>(
+        &mut self,
+        head: u16,
+        frame: &Segment,
+        skip: usize,
+    ) -> Option<IoVec> {
+        const { assert!(HEADER <= MAX_HEADER && MAX_HEADER <= SLOT) };
+        let len = frame.len().checked_sub(skip)?;
+        if len > SLOT - HEADER {
+            return None;
+        }
+        let slot = self.0.get(usize::from(head))?.get().cast::<u8>();
+        // SAFETY: as in `set_header`.
+        unsafe { slot.cast::<[u8; HEADER]>().write([0; HEADER]) };
+        let from = frame.ptr().wrapping_add(skip);
+        // SAFETY: `skip + len` bytes are in the segment, mapped while its chain is held; `HEADER + len` is at most the
+        // slot's size, and nobody else looks at the slot, as in `set_header`.
+        unsafe { ptr::copy_nonoverlapping(from, slot.wrapping_add(HEADER), len) };
+        // SAFETY: as in `lend_header`.
+        Some(unsafe { IoVec::new(slot, HEADER + len) })
+    }
+}
+
 /// Where the part of a frame goes for which the driver has no buffer, so that it is seen and not cut off.
 #[derive(Debug, Default)]
 pub(crate) struct Overflow(Box<[UnsafeCell<u8>]>);
@@ -142,15 +203,21 @@ unsafe impl Sync for Overflow {}
 impl Overflow {
     /// Lends `len` bytes. Grows, which happens when the source's largest frame is first seen; only called
     /// while it is not lent.
+    #[inline]
     pub(crate) fn lend(&mut self, len: usize) -> IoVec {
         if self.0.len() < len {
-            // Zeroes that cost no memory until a frame lies there.
-            let bytes = Box::into_raw(vec![0_u8; len].into_boxed_slice());
-            // SAFETY: a cell is laid out as what is in it.
-            self.0 = unsafe { Box::from_raw(bytes as *mut [UnsafeCell<u8>]) };
+            self.grow(len);
         }
         // SAFETY: not dropped or grown before the read is over; `&mut` says that nobody looks now.
         unsafe { IoVec::new(UnsafeCell::raw_get(self.0.as_ptr()), len) }
+    }
+
+    #[cold]
+    fn grow(&mut self, len: usize) {
+        // Zeroes that cost no memory until a frame lies there.
+        let bytes = Box::into_raw(vec![0_u8; len].into_boxed_slice());
+        // SAFETY: a cell is laid out as what is in it.
+        self.0 = unsafe { Box::from_raw(bytes as *mut [UnsafeCell<u8>]) };
     }
 
     /// What the last read left in it, at most `len` bytes. Only called while it is not lent.

@@ -1,7 +1,8 @@
 //! The model in the type registry: `virtio-net-device`.
 //!
 //! Of the machine it takes the netdev table ([`NetClients`]) and the context that its queues work on (a
-//! service of type `dyn AioContext`). Realized, it is the peer of the netdev that `netdev` names, and has
+//! service of type `dyn AioContext`), or with `iothreads` those that its queue pairs take turns in getting (of a
+//! service of type `dyn AioContexts`). Realized, it is the peer of the netdev that `netdev` names, and has
 //! its [`VirtioNet`] and, for its bus, a [`DeviceRef`] among its parts.
 
 use std::fmt;
@@ -9,7 +10,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iothread::AioContext;
+use iothread::{AioContext, AioContexts, ContextLease};
 use net_client::{NetClients, Port};
 use qdev::{Category, DeviceClass, DeviceLevel, Error, MAC_ADDRESS, MacAddr, Machine, add_level};
 use qom::{Kind, Object, PropertyError, PropertyInfo, TypeInfo, TypeRegistry, Unbuilt, Value};
@@ -133,6 +134,9 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::u32("limit_burst_ms", 100)
         .describe("Time whose worth may pass at once, ms")
         .our_own(),
+    PropertyInfo::u16("iothreads", 0)
+        .describe("I/O threads for the queue pairs, 0: the machine's own")
+        .our_own(),
     on("ctrl_guest_offloads"),
     // Later than QEMU 7.2.
     on("host_uso"),
@@ -168,7 +172,7 @@ where
 {
     fn realize(&self, device: &Arc<Object>, machine: &Arc<Machine>) -> Result<(), Error> {
         let ports = backend(device, machine)?;
-        let contexts = vec![machine.service::<dyn AioContext>()?];
+        let (contexts, leases) = contexts(device, machine, ports.len().max(1))?;
         let mac = match device.get::<Option<MacAddr>>("mac")? {
             // QEMU 7.2: zeros are no address, and a group's is one.
             Some(mac) if mac != MacAddr::default() => mac,
@@ -178,6 +182,7 @@ where
             VirtioNet::<M>::new(config(device, mac)?, ports, contexts).map_err(Error::other)?;
         device.settle("mac", mac)?;
         device.set_part(NicAddress(mac));
+        device.set_part(Leases(leases));
         device.set_part::<DeviceRef<M>>(model.clone());
         device.share_part(model);
         Ok(())
@@ -187,7 +192,38 @@ where
         device.take_part::<DeviceRef<M>>();
         device.take_part::<VirtioNet<M>>();
         device.take_part::<NicAddress>();
+        // After the model: its last work on them is done.
+        device.take_part::<Leases>();
     }
+}
+
+/// Contexts of the NIC's own, for as long as it is realized; a part of its object.
+struct Leases(#[expect(dead_code, reason = "held, not looked at")] Vec<ContextLease>);
+
+/// A context for each of so many pairs, or one for all; and what keeps those that are the NIC's own.
+fn contexts(
+    device: &Object,
+    machine: &Machine,
+    pairs: usize,
+) -> Result<(Vec<Arc<dyn AioContext>>, Vec<ContextLease>), Error> {
+    let count = usize::from(device.get::<u16>("iothreads")?);
+    if count == 0 {
+        return Ok((vec![machine.service::<dyn AioContext>()?], Vec::new()));
+    }
+    if count > pairs {
+        return Err(Error::other(VirtioNetError::IoThreads {
+            threads: count,
+            pairs,
+        }));
+    }
+    let service = machine.service::<dyn AioContexts>()?;
+    let leases: Vec<_> = (0..count)
+        .map(|i| service.context(&format!("virtio-net.{i}")))
+        .collect::<Result<_, _>>()
+        .map_err(Error::other)?;
+    let own = leases.iter().map(|lease| lease.context().clone());
+    let contexts = own.cycle().take(pairs).collect();
+    Ok((contexts, leases))
 }
 
 fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {

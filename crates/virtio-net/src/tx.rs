@@ -8,9 +8,9 @@ use virtio_bus::ActiveQueue;
 use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, QueueState, VirtQueue};
 
 use crate::coalesce::Gate;
-use crate::header::{Header, HeaderFault, MAX_HEADER, TxRules};
+use crate::header::{Header, HeaderFault, MAX_HEADER, MIN_FRAME, TxRules};
 use crate::kick::{Watch, again, batch};
-use crate::lend::{FrameSlab, lend, lend_from, read_at, read_start};
+use crate::lend::{FrameSlab, lend_from, lend_on, read_at, read_start};
 use crate::pair::Layout;
 use crate::statistics::TxStatistics;
 
@@ -39,6 +39,8 @@ pub(crate) struct ActiveTx<M: QueueMemory> {
     /// Buffers of the frames that it got since, and when that are enough for a batch.
     unfinished: usize,
     batch: usize,
+    /// Both sides have the usual header, and frames may have any source.
+    is_plain: bool,
     iov: Vec<IoVec>,
     /// Neither paused nor being stopped.
     pub(crate) running: bool,
@@ -202,6 +204,9 @@ impl<M: QueueMemory> ActiveTx<M> {
             unflushed: false,
             unfinished: 0,
             batch: batch(size),
+            is_plain: layout.header_len == USUAL_HEADER
+                && layout.host_header_len == USUAL_HEADER
+                && layout.source.is_none(),
             iov: Vec::new(),
             running,
             waiting: false,
@@ -262,6 +267,10 @@ impl<M: QueueMemory> ActiveTx<M> {
             }
             let prepared = if self.pending {
                 self.lend_frame()
+            } else if let Some(whole) = self.lend_plain(statistics) {
+                self.iov.clear();
+                self.iov.push(whole);
+                Ok(whole.len())
             } else {
                 self.check_frame(statistics)
                     .and_then(|()| self.lend_frame())
@@ -276,6 +285,7 @@ impl<M: QueueMemory> ActiveTx<M> {
                     continue;
                 }
             };
+            let pieces = self.chain.readable().len();
             let received = sender.send(&Frame {
                 token: Some(Token(u32::from(head))),
                 iov: &self.iov,
@@ -293,7 +303,7 @@ impl<M: QueueMemory> ActiveTx<M> {
                 }
             }
             statistics.frames += 1;
-            self.unfinished += self.iov.len();
+            self.unfinished += pieces;
             // What the peer got, less the header that it got with it.
             statistics.bytes += len.saturating_sub(self.layout.host_header_len) as u64;
             if self.unfinished >= self.batch {
@@ -301,6 +311,32 @@ impl<M: QueueMemory> ActiveTx<M> {
                 self.finish(sender, statistics);
             }
         }
+    }
+
+    /// The checked header with the frame behind it, where that is as most small ones are: the two in one piece or in
+    /// one each, nothing asked for by the header. What else there is, [`check_frame`](Self::check_frame) and
+    /// [`lend_frame`](Self::lend_frame) find out.
+    #[inline]
+    fn lend_plain(&mut self, statistics: &mut TxStatistics) -> Option<IoVec> {
+        if !self.is_plain || self.chain.writable_len() != 0 {
+            return None;
+        }
+        let (header, frame, skip) = match self.chain.readable() {
+            [one] => (one, one, USUAL_HEADER),
+            [header, frame] if header.len() == USUAL_HEADER => (header, frame, 0),
+            _ => return None,
+        };
+        let frame_len = frame.len().checked_sub(skip)?;
+        // `flags`, `gso_type` and `hdr_len`: where these are 0, so is the header that the peer gets.
+        if frame_len < MIN_FRAME || read_at(std::slice::from_ref(header), 0)? != [0; 4] {
+            return None;
+        }
+        let head = self.chain.head();
+        let whole = self.slab.lend_plain::<USUAL_HEADER>(head, frame, skip)?;
+        if self.layout.stats {
+            statistics.csum_none += 1;
+        }
+        Some(whole)
     }
 
     /// Copies the header of the frame in `chain`, checks the copy, and keeps what the peer is told.
@@ -375,7 +411,7 @@ impl<M: QueueMemory> ActiveTx<M> {
                 self.iov.push(lend_from(segment, skip));
                 skip = 0;
             } else {
-                self.iov.push(lend(segment));
+                lend_on(&mut self.iov, segment);
             }
         }
         if self.iov.len() > MAX_SEGMENTS {

@@ -57,13 +57,19 @@ impl<T: Clone> View<T> {
     }
 
     /// The state as it is now. Takes no lock where nothing has changed since the last call.
+    #[inline]
     pub(crate) fn look(&mut self) -> &T {
         let generation = self.watched.generation.load(Ordering::Acquire);
         if generation != self.generation {
-            self.generation = generation;
-            self.state = self.watched.now();
+            self.follow(generation);
         }
         &self.state
+    }
+
+    #[cold]
+    fn follow(&mut self, generation: u64) {
+        self.generation = generation;
+        self.state = self.watched.now();
     }
 }
 

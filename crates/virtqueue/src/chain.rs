@@ -66,8 +66,10 @@ pub struct Chain<M: QueueMemory> {
     head: u16,
     /// How many were popped before it.
     position: u16,
-    readable: Vec<Segment>,
-    writable: Vec<Segment>,
+    /// The readable ones, then the writable ones.
+    segments: Vec<Segment>,
+    /// How many are readable.
+    readable: usize,
     readable_len: usize,
     writable_len: usize,
     /// What the segments point into.
@@ -80,8 +82,8 @@ impl<M: QueueMemory> Chain<M> {
         Self {
             head: 0,
             position: 0,
-            readable: Vec::new(),
-            writable: Vec::new(),
+            segments: Vec::new(),
+            readable: 0,
             readable_len: 0,
             writable_len: 0,
             map: None,
@@ -93,7 +95,7 @@ impl<M: QueueMemory> Chain<M> {
     #[doc(alias = "iov_from_buf")]
     pub fn write(&self, offset: usize, data: &[u8]) -> usize {
         let mut done = 0;
-        each_run(&self.writable, offset, data.len(), |segment, at, len| {
+        each_run(self.writable(), offset, data.len(), |segment, at, len| {
             let from = data.as_ptr().wrapping_add(done);
             let to = segment.ptr.wrapping_add(at);
             // SAFETY: the segment's `at + len` bytes are mapped while `self.map` is held; `data` has
@@ -110,7 +112,7 @@ impl<M: QueueMemory> Chain<M> {
     /// whomever. Returns how many bytes there were. The guest may have changed them meanwhile, so only
     /// what concerns nobody but the guest may hang on them.
     pub fn read_back(&self, offset: usize, buf: &mut [u8]) -> usize {
-        copy_out(&self.writable, offset, buf)
+        copy_out(self.writable(), offset, buf)
     }
 
     /// Marks the first `len` writable bytes dirty: they were written through
@@ -119,7 +121,7 @@ impl<M: QueueMemory> Chain<M> {
         if size_of::<<M::M as GuestMemory>::Bitmap>() == 0 {
             return;
         }
-        each_run(&self.writable, 0, len, |segment, at, len| {
+        each_run(self.writable(), 0, len, |segment, at, len| {
             self.mark(segment, at, len);
         });
     }
@@ -128,7 +130,7 @@ impl<M: QueueMemory> Chain<M> {
     /// were. What was copied is the device's own; reading it again may yield something else.
     #[doc(alias = "iov_to_buf")]
     pub fn read(&self, offset: usize, buf: &mut [u8]) -> usize {
-        copy_out(&self.readable, offset, buf)
+        copy_out(self.readable(), offset, buf)
     }
 
     /// What names the chain on the used ring. Split: the first of its descriptors. Packed: its buffer id.
@@ -141,13 +143,13 @@ impl<M: QueueMemory> Chain<M> {
     /// What the device may read, in order.
     #[inline]
     pub fn readable(&self) -> &[Segment] {
-        &self.readable
+        self.segments.get(..self.readable).unwrap_or_default()
     }
 
     /// What the device may write, in order.
     #[inline]
     pub fn writable(&self) -> &[Segment] {
-        &self.writable
+        self.segments.get(self.readable..).unwrap_or_default()
     }
 
     /// Bytes in [`readable`](Self::readable).
@@ -189,8 +191,8 @@ impl<M: QueueMemory> Chain<M> {
 
     #[inline]
     pub(crate) fn clear(&mut self) {
-        self.readable.clear();
-        self.writable.clear();
+        self.segments.clear();
+        self.readable = 0;
         self.readable_len = 0;
         self.writable_len = 0;
     }
@@ -205,31 +207,38 @@ impl<M: QueueMemory> Chain<M> {
         len: u32,
         writable: bool,
     ) -> Result<(), Fault> {
-        let (list, total) = if writable {
-            (&mut self.writable, &mut self.writable_len)
-        } else if self.writable.is_empty() {
-            (&mut self.readable, &mut self.readable_len)
-        } else {
+        let before = self.segments.len();
+        if !writable && before != self.readable {
             return Err(fault(QueueError::ReadableAfterWritable));
-        };
+        }
+        // Those in the same direction.
+        let most = MAX_SEGMENTS + if writable { self.readable } else { 0 };
         if len == 0 {
             return Err(fault(QueueError::ZeroLength));
         }
         let address = GuestAddress(address);
         let count = usize::try_from(len).map_err(|_| fault(QueueError::Memory { address, len }))?;
         match translation.find(map, address.0, len) {
-            Some(_) if list.len() >= MAX_SEGMENTS => {
+            Some(_) if before >= most => {
                 return Err(fault(QueueError::TooLong(self.head)));
             }
-            Some(ptr) => list.push(Segment {
+            Some(ptr) => self.segments.push(Segment {
                 address,
                 ptr,
                 len: count,
             }),
-            None => add_pieces(map, list, self.head, address, len, writable)?,
+            None => {
+                let room = (&mut self.segments, most);
+                add_pieces(map, room, self.head, address, len, writable)?;
+            }
         }
         // At most `MAX_SEGMENTS` lengths of 32 bits each.
-        *total += count;
+        if writable {
+            self.writable_len += count;
+        } else {
+            self.readable = self.segments.len();
+            self.readable_len += count;
+        }
         Ok(())
     }
 
@@ -250,18 +259,18 @@ impl<M: QueueMemory> fmt::Debug for Chain<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Chain")
             .field("head", &self.head)
-            .field("readable", &self.readable)
-            .field("writable", &self.writable)
+            .field("readable", &self.readable())
+            .field("writable", &self.writable())
             .finish_non_exhaustive()
     }
 }
 
-/// Appends a buffer that is not all in one region, as the pieces that it is in.
+/// Appends a buffer that is not all in one region, as the pieces that it is in: to a list that may get so long.
 #[cold]
 #[inline(never)]
 fn add_pieces<G: GuestMemory>(
     map: &G,
-    list: &mut Vec<Segment>,
+    (list, most): (&mut Vec<Segment>, usize),
     head: u16,
     address: GuestAddress,
     len: u32,
@@ -285,7 +294,7 @@ fn add_pieces<G: GuestMemory>(
         .map_err(|_| unmapped())?
     {
         let slice = slice.map_err(|_| unmapped())?;
-        if list.len() >= MAX_SEGMENTS {
+        if list.len() >= most {
             return Err(fault(QueueError::TooLong(head)));
         }
         list.push(Segment {

@@ -136,16 +136,18 @@ impl<M: QueueMemory> VirtQueue<M> {
     #[doc(alias = "virtqueue_fill")]
     #[inline]
     pub fn push_used(&mut self, head: u16, len: u32) -> Result<(), QueueError> {
-        if !self.is_in_flight(head) {
-            return Err(QueueError::NotInFlight(head));
-        }
-        self.in_flight_count -= 1;
         if self.in_order.is_some() {
-            self.push_in_order(head, len);
-        } else {
-            self.write_used(head, len);
+            return self.push_in_order(head, len);
         }
-        Ok(())
+        match self.in_flight.get_mut(usize::from(head)) {
+            Some(count) if *count != 0 => {
+                self.in_flight_count -= 1;
+                let count = std::mem::take(count);
+                self.ring.write_used(head, len, count);
+                Ok(())
+            }
+            _ => Err(QueueError::NotInFlight(head)),
+        }
     }
 
     /// Publishes what was staged, and says how many elements that was.
@@ -276,25 +278,22 @@ impl<M: QueueMemory> VirtQueue<M> {
         Ok(())
     }
 
-    #[cold]
-    fn push_in_order(&mut self, head: u16, len: u32) {
+    #[inline(never)]
+    fn push_in_order(&mut self, head: u16, len: u32) -> Result<(), QueueError> {
+        if !self.is_in_flight(head) {
+            return Err(QueueError::NotInFlight(head));
+        }
+        self.in_flight_count -= 1;
         let Some(mut in_order) = self.in_order.take() else {
-            return;
+            return Ok(());
         };
         in_order.complete(head, len);
         while let Some(next) = in_order.next() {
-            self.write_used(next.head, next.len);
+            let count = self.end_flight(next.head);
+            self.ring.write_used(next.head, next.len, count);
         }
         self.in_order = Some(in_order);
-    }
-
-    #[inline]
-    fn write_used(&mut self, head: u16, len: u32) {
-        let count = self.end_flight(head);
-        match &mut self.ring {
-            Ring::Split(split) => split.write_used(head, len),
-            Ring::Packed(packed) => packed.write_used(head, len, count),
-        }
+        Ok(())
     }
 
     /// Whether `head` was popped and not completed since.
@@ -328,6 +327,15 @@ impl Ring {
         match self {
             Self::Split(split) => split.is_drained(),
             Self::Packed(packed) => packed.is_drained(),
+        }
+    }
+
+    /// Stages a chain of so many entries as used.
+    #[inline]
+    fn write_used(&mut self, head: u16, len: u32, count: u16) {
+        match self {
+            Self::Split(split) => split.write_used(head, len),
+            Self::Packed(packed) => packed.write_used(head, len, count),
         }
     }
 

@@ -232,16 +232,12 @@ impl Batch {
         }
         let mut ended = 0;
         loop {
-            for completion in ring.uring.completion() {
-                let at = usize::try_from(completion.user_data()).unwrap_or(usize::MAX);
-                let slot = at
-                    .checked_add(before)
-                    .and_then(|at| self.results.get_mut(at));
-                if let Some((_, _, result)) = slot {
-                    *result = outcome(completion.result());
-                }
-                ended += 1;
-            }
+            let completions = ring.uring.completion();
+            let results = self.results.get_mut(before..).unwrap_or_default();
+            ended += put_down(
+                results,
+                completions.map(|entry| (entry.user_data(), entry.result())),
+            );
             if ended >= submitted {
                 break;
             }
@@ -352,6 +348,21 @@ fn entry(way: Way, iov: &[IoVec]) -> squeue::Entry {
     }
 }
 
+/// Puts down what came of requests that have ended, in whatever order: each by its place in the batch. How many they were.
+fn put_down(
+    results: &mut [(Token, usize, io::Result<usize>)],
+    ended: impl Iterator<Item = (u64, i32)>,
+) -> usize {
+    ended
+        .map(|(at, result)| {
+            let slot = usize::try_from(at).ok().and_then(|at| results.get_mut(at));
+            if let Some((_, _, slot)) = slot {
+                *slot = outcome(result);
+            }
+        })
+        .count()
+}
+
 fn outcome(result: i32) -> io::Result<usize> {
     match usize::try_from(result) {
         Ok(len) => Ok(len),
@@ -369,3 +380,40 @@ fn is_would_block<T>(result: &io::Result<T>) -> bool {
 const HERE: u64 = u64::MAX;
 /// `IORING_ENTER_GETEVENTS`
 const GETEVENTS: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_in_another_order_is_put_down_where_it_belongs() {
+        let mut results: Vec<_> = (10..14)
+            .map(|token| (Token(token), 100, Err(io::ErrorKind::WouldBlock.into())))
+            .collect();
+        // The second has not ended; one that nobody asked for changes nothing.
+        let ended = [
+            (3, 60),
+            (0, -libc::EIO),
+            (9, 1),
+            (u64::MAX, 1),
+            (2, -libc::ECANCELED),
+        ];
+        assert_eq!(put_down(&mut results, ended.into_iter()), 5);
+        assert_eq!(put_down(&mut results, [(1, 70)].into_iter()), 1);
+        let results: Vec<_> = results
+            .into_iter()
+            .map(|(token, len, result)| {
+                let result = result.map_err(|error| (error.kind(), error.raw_os_error()));
+                (token.0, len, result)
+            })
+            .collect();
+        let io_error = io::Error::from_raw_os_error(libc::EIO);
+        let expected = [
+            (10, 100, Err((io_error.kind(), Some(libc::EIO)))),
+            (11, 100, Ok(70)),
+            (12, 100, Err((io::ErrorKind::WouldBlock, None))),
+            (13, 100, Ok(60)),
+        ];
+        assert_eq!(results, expected);
+    }
+}

@@ -233,6 +233,7 @@ impl<M: QueueMemory> ActiveRx<M> {
     }
 
     /// A frame of `len` bytes was read into `room` guest bytes and `overflow` bytes behind them.
+    #[inline]
     fn take_frame(
         &mut self,
         len: usize,
@@ -396,6 +397,7 @@ impl<M: QueueMemory> ActiveRx<M> {
 
     /// Whether the driver wants a frame that was read into the first `room` guest bytes of `chains`, or
     /// of what is ready, and the overflow behind them.
+    #[inline]
     fn passes_in_place(
         &mut self,
         chains: Option<&Chains<M>>,
@@ -453,6 +455,7 @@ impl<M: QueueMemory> ActiveRx<M> {
         Ok(false)
     }
 
+    #[inline]
     fn deliver_ready(&mut self, guest_len: usize, statistics: &mut RxStatistics) {
         self.end_patience();
         self.buffers.deliver_ready(guest_len, statistics);
@@ -496,6 +499,7 @@ impl<M: QueueMemory> ActiveRx<M> {
     }
 
     /// No frame waits for buffers any more. The next that does so has all its time.
+    #[inline]
     fn end_patience(&mut self) {
         self.overdue = false;
         if let Some(watch) = &mut self.watch {

@@ -34,6 +34,7 @@ pub(super) struct Place<'a, M: QueueMemory> {
 impl<M: QueueMemory> Place<'_, M> {
     /// The first bytes of a frame of `guest_len` bytes, behind its header. The driver can change them
     /// meanwhile: what it then gets, or does not get, it could have asked for.
+    #[inline]
     pub(super) fn peek(self, guest_len: usize, start: &mut [u8; PEEK]) -> &[u8] {
         let there = guest_len.saturating_sub(self.header_len);
         if there >= PEEK

@@ -12,4 +12,5 @@ mod looks;
 mod order;
 mod properties;
 mod tap;
+mod threads;
 mod tree;

@@ -27,6 +27,7 @@ impl Expected {
     }
 
     /// Bytes to lend for a frame that has `longest` at most.
+    #[inline]
     pub(super) fn room(&self, longest: usize) -> usize {
         if self.patience == 0 {
             longest.min(self.small)
@@ -36,6 +37,7 @@ impl Expected {
     }
 
     /// A frame of `guest_len` bytes has come.
+    #[inline]
     pub(super) fn learn(&mut self, guest_len: usize) {
         if guest_len > self.small {
             self.patience = PATIENCE;
