@@ -8,12 +8,14 @@ use benches::{Buffers, FrameSize, Receiver, Round, Transmitter};
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if !measured(&arguments) {
-        println!("usage: hot_loop tx|rx/64B|1500B|64KiB/mergeable|direct|indirect FRAMES");
+        println!("usage: hot_loop tx|rx/64B|1500B|64KiB/mergeable|direct|indirect|packed FRAMES");
         println!("going once through each");
         for direction in ["tx", "rx"] {
             for size in FrameSize::ALL {
-                let name = format!("{direction}/{}/direct", size.name());
-                assert!(measured(&[name, size.batch().to_string()]));
+                for buffers in ["direct", "packed"] {
+                    let name = format!("{direction}/{}/{buffers}", size.name());
+                    assert!(measured(&[name, size.batch().to_string()]));
+                }
             }
         }
     }
@@ -32,9 +34,14 @@ fn measured(arguments: &[String]) -> bool {
         .next()
         .and_then(|name| FrameSize::ALL.into_iter().find(|size| size.name() == name));
     let buffers = parts.next().and_then(|name| {
-        [Buffers::Mergeable, Buffers::Direct, Buffers::Indirect]
-            .into_iter()
-            .find(|buffers| buffers.name() == name)
+        [
+            Buffers::Mergeable,
+            Buffers::Direct,
+            Buffers::Indirect,
+            Buffers::Packed,
+        ]
+        .into_iter()
+        .find(|buffers| buffers.name() == name)
     });
     let (Some(direction), Some(size), Some(buffers)) = (direction, size, buffers) else {
         return false;

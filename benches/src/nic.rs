@@ -11,8 +11,8 @@ use virtio::F;
 use virtio::net::F as NetF;
 use virtio_bus::{Activation, ActiveQueue, GuestNotifier, Transport, VirtioDevice};
 use virtio_net::{VirtioNet, VirtioNetConfig};
-use virtqueue::mock::SplitDriver;
-use virtqueue::{QueueIndex, QueueState};
+use virtqueue::mock::Driver;
+use virtqueue::QueueIndex;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -28,6 +28,8 @@ pub enum Buffers {
     Direct,
     /// The same chain in an indirect table.
     Indirect,
+    /// As `Mergeable`, in a packed ring.
+    Packed,
 }
 
 impl Buffers {
@@ -37,7 +39,13 @@ impl Buffers {
             Self::Mergeable => "mergeable",
             Self::Direct => "direct",
             Self::Indirect => "indirect",
+            Self::Packed => "packed",
         }
+    }
+
+    /// Whether frames are laid out as `Mergeable`.
+    pub(crate) fn is_mergeable(self) -> bool {
+        matches!(self, Self::Mergeable | Self::Packed)
     }
 }
 
@@ -54,7 +62,7 @@ pub struct Nic {
 /// One queue from the driver's side.
 #[derive(Debug)]
 pub(crate) struct Queue {
-    pub(crate) driver: SplitDriver<Memory>,
+    pub(crate) driver: Driver<Memory>,
     pub(crate) kick: Arc<EventFd>,
     call: Arc<Call>,
 }
@@ -63,12 +71,11 @@ impl Nic {
     /// A NIC whose backend is `port`, with all features that are offered and not in `without`.
     pub fn new(port: Arc<Port>, without: NetF) -> Self {
         let context = EventLoop::new().unwrap();
-        let device = VirtioNet::new(
-            VirtioNetConfig::default(),
-            vec![port],
-            vec![context.clone()],
-        )
-        .unwrap();
+        let config = VirtioNetConfig {
+            packed: true,
+            ..VirtioNetConfig::default()
+        };
+        let device = VirtioNet::new(config, vec![port], vec![context.clone()]).unwrap();
         let health = Arc::new(Health::default());
         let transport: Weak<Health> = Arc::downgrade(&health);
         device.plugged(transport);
@@ -81,7 +88,7 @@ impl Nic {
         let queues: Vec<_> = (0..)
             .zip(device.queue_max_sizes())
             .map(|(index, size)| Queue {
-                driver: SplitDriver::new(
+                driver: Driver::new(
                     memory.clone(),
                     GuestAddress(index * RINGS_LEN),
                     size,
@@ -96,7 +103,7 @@ impl Nic {
             .map(|(index, queue)| ActiveQueue {
                 index: QueueIndex(index),
                 config: queue.driver.config(),
-                state: QueueState::default(),
+                state: queue.driver.state(),
                 kick: queue.kick.clone(),
                 call: queue.call.clone(),
             })

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use net_client::{Drained, Port, Received};
 use virtio::net::F as NetF;
-use virtqueue::mock::Buffer;
+use virtqueue::mock::{Buffer, Driver};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::frame::{FrameSize, HEADER_LEN, MAC, number_offset};
@@ -93,7 +93,7 @@ impl Receiver {
     }
 
     fn on(port: Arc<Port>, size: FrameSize, buffers: Buffers, origin: Origin) -> Self {
-        let mergeable = buffers == Buffers::Mergeable;
+        let mergeable = buffers.is_mergeable();
         let mut left_out = without(buffers);
         if !mergeable {
             left_out |= NetF::MRG_RXBUF;
@@ -187,8 +187,10 @@ impl Round for Receiver {
         let elements = u16::try_from(frames * self.elements()).unwrap();
         let driver = &mut self.nic.receive_queue().driver;
         self.due = frames;
-        self.complete_at = driver.taken().wrapping_add(elements);
-        driver.set_used_event(self.complete_at.wrapping_sub(1));
+        if let Driver::Split(driver) = driver {
+            self.complete_at = driver.taken().wrapping_add(elements);
+        }
+        driver.want_interrupt(elements - 1);
         match &mut self.origin {
             Origin::Read { source, first, .. } => *first = source.refill(frames),
             Origin::HandedOver { .. } => {}
@@ -216,7 +218,7 @@ impl Round for Receiver {
                 let complete_at = self.complete_at;
                 self.nic.turn();
                 let start = Instant::now();
-                while (self.nic.receive_queue().driver.published())
+                while (self.nic.receive_queue().driver.split().published())
                     .wrapping_sub(complete_at)
                     .cast_signed()
                     < 0
@@ -269,7 +271,7 @@ impl Round for Receiver {
 /// The chains of a full receive queue.
 fn chains(size: FrameSize, buffers: Buffers) -> Vec<(Option<u64>, Vec<Buffer>)> {
     let (count, body) = match (buffers, size) {
-        (Buffers::Mergeable, _) => (256, MERGEABLE_LEN),
+        (buffers, _) if buffers.is_mergeable() => (256, MERGEABLE_LEN),
         (_, FrameSize::Segmented) => (14, LARGEST_LEN),
         _ => (128, 1514),
     };
@@ -277,7 +279,7 @@ fn chains(size: FrameSize, buffers: Buffers) -> Vec<(Option<u64>, Vec<Buffer>)> 
     (0..count)
         .map(|_| {
             let table = place;
-            let chain = if buffers == Buffers::Mergeable {
+            let chain = if buffers.is_mergeable() {
                 place += MERGEABLE_LEN as u64;
                 vec![Buffer::writable(table, 1536)]
             } else {

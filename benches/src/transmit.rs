@@ -16,6 +16,7 @@ use crate::{InstantPeer, Nic, Round};
 pub struct Transmitter {
     nic: Nic,
     size: FrameSize,
+    packed: bool,
     /// Where each frame of a batch lies, and, if it has one, its indirect table.
     chains: Vec<(Option<u64>, Vec<Buffer>)>,
     /// Counts what arrives, if it can.
@@ -42,7 +43,7 @@ impl Transmitter {
         // To nobody: a host drops it as soon as it has looked.
         let bytes = size.bytes([0x02, 0, 0, 0, 0, 2]);
         let first = match size {
-            FrameSize::Smallest | FrameSize::Full if buffers == Buffers::Mergeable => bytes.len(),
+            FrameSize::Smallest | FrameSize::Full if buffers.is_mergeable() => bytes.len(),
             FrameSize::Smallest | FrameSize::Full => HEADER_LEN,
             FrameSize::Segmented => HEADER_LEN + PROTOCOL_LEN,
         };
@@ -69,6 +70,7 @@ impl Transmitter {
         Self {
             nic,
             size,
+            packed: buffers == Buffers::Packed,
             chains,
             peer: None,
         }
@@ -89,8 +91,15 @@ impl Round for Transmitter {
             };
         }
         // One interrupt a batch, at its end.
-        let last = queue.driver.avail_idx().wrapping_sub(1);
-        queue.driver.set_used_event(last);
+        let entries = if self.packed {
+            (self.chains.iter())
+                .take(usize::try_from(frames - 1).unwrap())
+                .map(|(_, chain)| chain.len())
+                .sum()
+        } else {
+            usize::try_from(frames - 1).unwrap()
+        };
+        queue.driver.want_interrupt(u16::try_from(entries).unwrap());
         assert!(queue.driver.kick_wanted(), "the device sleeps");
     }
 
@@ -119,8 +128,9 @@ impl Round for Transmitter {
 
 pub(crate) fn without(buffers: Buffers) -> NetF {
     match buffers {
-        Buffers::Indirect => NetF::empty(),
-        Buffers::Direct | Buffers::Mergeable => NetF::INDIRECT_DESC,
+        Buffers::Indirect => NetF::RING_PACKED,
+        Buffers::Direct | Buffers::Mergeable => NetF::INDIRECT_DESC | NetF::RING_PACKED,
+        Buffers::Packed => NetF::INDIRECT_DESC,
     }
 }
 

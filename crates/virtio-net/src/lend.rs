@@ -70,14 +70,9 @@ pub(crate) fn write_at<const N: usize>(
     let Some(first) = segments.first().filter(|first| first.len() >= end) else {
         return false;
     };
+    let to = first.ptr().wrapping_add(offset).cast::<[u8; N]>();
     // SAFETY: as in `read_at`, the other way round.
-    unsafe {
-        first
-            .ptr()
-            .wrapping_add(offset)
-            .cast::<[u8; N]>()
-            .write(bytes)
-    };
+    unsafe { to.write(bytes) };
     true
 }
 

@@ -200,12 +200,14 @@ where
 /// Contexts of the NIC's own, for as long as it is realized; a part of its object.
 struct Leases(#[expect(dead_code, reason = "held, not looked at")] Vec<ContextLease>);
 
+type Contexts = Vec<Arc<dyn AioContext>>;
+
 /// A context for each of so many pairs, or one for all; and what keeps those that are the NIC's own.
 fn contexts(
     device: &Object,
     machine: &Machine,
     pairs: usize,
-) -> Result<(Vec<Arc<dyn AioContext>>, Vec<ContextLease>), Error> {
+) -> Result<(Contexts, Vec<ContextLease>), Error> {
     let count = usize::from(device.get::<u16>("iothreads")?);
     if count == 0 {
         return Ok((vec![machine.service::<dyn AioContext>()?], Vec::new()));

@@ -147,6 +147,8 @@ pub(crate) struct PeerState {
     pub(crate) room: usize,
     /// Frames got, header included.
     pub(crate) got: Vec<Vec<u8>>,
+    /// Pieces that the last of them was in.
+    pub(crate) pieces: usize,
     pub(crate) kept: Vec<Token>,
     /// Frames offered.
     pub(crate) offers: usize,
@@ -180,6 +182,7 @@ impl Peer {
                 revoking: Revoking::Backwards,
                 room: usize::MAX,
                 got: Vec::new(),
+                pieces: 0,
                 kept: Vec::new(),
                 offers: 0,
                 flushes: 0,
@@ -258,6 +261,7 @@ impl NetClient for Peer {
         let mut bytes = vec![0; frame.len];
         assert_eq!(copy_from_iov(frame.iov, 0, &mut bytes), frame.len);
         state.got.push(bytes);
+        state.pieces = frame.iov.len();
         match (state.answer, frame.token) {
             (Answer::Keep | Answer::KeepToFlush, Some(token)) => {
                 state.kept.push(token);

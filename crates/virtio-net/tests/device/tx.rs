@@ -38,6 +38,44 @@ fn the_header_may_lie_in_any_pieces() {
     }
 }
 
+/// Pages of a large frame's payload, one behind the other in memory.
+#[test]
+fn buffers_that_lie_one_behind_the_other_are_one_piece_for_the_peer() {
+    // Where each buffer begins, and the pieces that the peer gets, its header among them.
+    let table: [(&[u64], usize); 4] = [
+        (&[0, 0x1000, 0x2000], 2),
+        (&[0, 0x2000, 0x3000], 3),
+        (&[0x2000, 0x1000, 0], 4),
+        (&[0, 0x1000, 0x1000], 3),
+    ];
+    for (places, expected) in table {
+        let mut nic = Nic::new();
+        let base = nic.place(0x5000).next_multiple_of(0x1000);
+        let header = nic.place(PLAIN.len());
+        let mut chain = vec![Buffer::readable(header, 12)];
+        nic.memory
+            .write_slice(&PLAIN, GuestAddress(header))
+            .unwrap();
+        let mut sent = PLAIN.to_vec();
+        for (n, place) in (1..).zip(places) {
+            let at = GuestAddress(base + place);
+            nic.memory.write_slice(&[n; 0x1000], at).unwrap();
+            chain.push(Buffer::readable(at.0, 0x1000));
+        }
+        let mut page = [0; 0x1000];
+        for place in places {
+            nic.memory
+                .read_slice(&mut page, GuestAddress(base + place))
+                .unwrap();
+            sent.extend_from_slice(&page);
+        }
+        nic.drivers[TX].add(&chain);
+        nic.kick(TX);
+        assert_eq!(nic.peer.take(), [sent], "{places:?}");
+        assert_eq!(nic.peer.state().pieces, expected, "{places:?}");
+    }
+}
+
 #[test]
 fn a_batch_is_flushed_published_and_told_once() {
     let mut nic = Nic::new();
