@@ -11,8 +11,8 @@ use virtio::F;
 use virtio::net::F as NetF;
 use virtio_bus::{Activation, ActiveQueue, GuestNotifier, Transport, VirtioDevice};
 use virtio_net::{VirtioNet, VirtioNetConfig};
-use virtqueue::mock::Driver;
 use virtqueue::QueueIndex;
+use virtqueue::mock::Driver;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 

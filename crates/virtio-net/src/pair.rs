@@ -59,6 +59,9 @@ pub(crate) struct Layout {
 /// Locks: `tx` may be held when `rx` is taken, not the other way. Both are held while the peer is called
 /// in their own direction, and neither while anything else of another component is, but the context's
 /// and the transport's leaves. The two directions share none.
+///
+/// On cache lines of its own (two, which processors fetch together): pairs may be at work on several processors.
+#[repr(align(128))]
 pub(crate) struct Pair<M: QueueMemory> {
     me: Weak<Self>,
     name: String,
