@@ -125,6 +125,11 @@ impl Object {
         if info.unbuilt.is_none() {
             state.values.insert(info.name, value);
         }
+        let is_frozen = state.frozen.is_some();
+        drop(state);
+        if let Some(changed) = info.changed.filter(|_| is_frozen) {
+            changed(self);
+        }
         Ok(())
     }
 
@@ -261,8 +266,8 @@ impl Object {
         self.add_own(name, alias)
     }
 
-    /// Adds an alias under the same name for each property of the target's class, except where this
-    /// object has one of that name already.
+    /// Adds an alias under the same name for each property of the target's class and each that the target
+    /// computes, except where this object has one of that name already.
     ///
     /// # Errors
     /// None is known; the signature is that of [`add_alias`](Self::add_alias).
@@ -271,6 +276,12 @@ impl Object {
         for property in target.class().properties() {
             if !self.has_property(property.info.name) {
                 self.add_alias(property.info.name, target, property.info.name)?;
+            }
+        }
+        let own = lock(&target.state).own.clone();
+        for (name, property) in &own {
+            if matches!(property, OwnProperty::Computed { .. }) && !self.has_property(name) {
+                self.add_alias(name, target, name)?;
             }
         }
         Ok(())

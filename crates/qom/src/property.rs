@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::PropertyError;
+use crate::{Object, PropertyError};
 
 /// The value of a property.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,6 +214,9 @@ impl Choices {
 /// begins with the property's name, such as `is not supported`.
 pub type Check = fn(&Value) -> Result<(), String>;
 
+/// Makes what an object has become in realizing follow a property that was set afterwards.
+pub type Changed = fn(&Object);
+
 /// What stands in place of something that a property names and that is not built. Other values are refused by
 /// name, rather than taken and ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,6 +278,8 @@ pub struct PropertyInfo {
     pub check: Option<Check>,
     /// May be set while the object is frozen, see [`Object::freeze`](crate::Object::freeze).
     pub settable_when_frozen: bool,
+    /// Called when a value was set while the object is frozen, with no lock held.
+    pub changed: Option<Changed>,
 }
 
 impl PropertyInfo {
@@ -290,6 +295,7 @@ impl PropertyInfo {
             is_our_own: false,
             check: None,
             settable_when_frozen: false,
+            changed: None,
         }
     }
 
@@ -303,6 +309,7 @@ impl PropertyInfo {
             is_our_own: false,
             check: None,
             settable_when_frozen: false,
+            changed: None,
         }
     }
 
@@ -433,6 +440,13 @@ impl PropertyInfo {
     pub const fn settable_when_frozen(mut self) -> Self {
         self.settable_when_frozen = true;
         self
+    }
+
+    /// May be set while the object is frozen, which `changed` is then told.
+    #[must_use]
+    pub const fn changeable(mut self, changed: Changed) -> Self {
+        self.changed = Some(changed);
+        self.settable_when_frozen()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Properties: kinds, defaults, errors and their words, aliases, links and computed ones.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use qom::{
     CustomKind, Error, Kind, Object, OnOffAuto, PropertyError, PropertyInfo, TypeInfo,
@@ -28,6 +29,12 @@ const MODEL: &[PropertyInfo] = &[
     PropertyInfo::on_off_auto("legacy").describe("on/off/auto"),
     PropertyInfo::str("netdev"),
     PropertyInfo::str("label").settable_when_frozen(),
+    PropertyInfo::u32("limit", 0).changeable(|model| {
+        if let Some(applied) = model.part::<Applied>() {
+            let limit = model.get::<u32>("limit").unwrap();
+            applied.0.store(limit, Ordering::Relaxed);
+        }
+    }),
     PropertyInfo::custom("addr", &SLOT).describe("slot"),
     PropertyInfo::bool("future", false).check(|value| match value {
         Value::Bool(true) => Err("is not supported".to_owned()),
@@ -35,10 +42,17 @@ const MODEL: &[PropertyInfo] = &[
     }),
 ];
 
+/// What the model made of `limit`.
+struct Applied(AtomicU32);
+
 fn registry() -> Result<Arc<TypeRegistry>, Error> {
     let mut registry = TypeRegistry::new();
     registry.register(
-        TypeInfo::new("model", "object").class_init(|class| class.add_properties(MODEL)),
+        TypeInfo::new("model", "object")
+            .class_init(|class| class.add_properties(MODEL))
+            .instance_init(|model| {
+                Ok(model.add_computed("sum", Kind::U32, |_| Some(Value::from(3_u32)))?)
+            }),
     )?;
     registry.register(
         TypeInfo::new("proxy", "object")
@@ -350,6 +364,37 @@ fn a_computed_property_calls_its_hooks_with_values_of_its_kind() -> Result<(), E
         model.set("half", 65536u32),
         Err(PropertyError::Expects { .. })
     ));
+    Ok(())
+}
+
+#[test]
+fn what_a_target_computes_is_read_through_its_aliases() -> Result<(), Error> {
+    let proxy = registry()?.new_object("proxy")?;
+    assert_eq!(proxy.get::<u32>("sum")?, 3);
+    assert!(matches!(
+        proxy.set("sum", 1_u8),
+        Err(PropertyError::NotWritable { .. })
+    ));
+    Ok(())
+}
+
+#[test]
+fn a_change_is_told_once_the_object_is_frozen() -> Result<(), Error> {
+    let proxy = registry()?.new_object("proxy")?;
+    let model = proxy.child("backend").unwrap();
+    model.set_part(Applied(AtomicU32::new(0)));
+    let applied = || model.part::<Applied>().unwrap().0.load(Ordering::Relaxed);
+    proxy.set("limit", 5_u8)?;
+    assert_eq!(applied(), 0);
+    model.freeze(None);
+    proxy.set("limit", 7_u8)?;
+    assert_eq!(applied(), 7);
+    // Refused values change nothing.
+    assert!(proxy.set("limit", -1).is_err());
+    assert_eq!((applied(), model.get::<u32>("limit")?), (7, 7));
+    model.thaw();
+    proxy.set("limit", 8_u8)?;
+    assert_eq!(applied(), 7);
     Ok(())
 }
 

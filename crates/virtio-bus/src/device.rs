@@ -143,6 +143,12 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send + Sync + fmt::Debug {
     #[doc(alias = "get_features")]
     fn offered_features(&self) -> F;
 
+    /// What it offers beside these to drivers from before virtio 1.0, where there is such an interface. Asked when the
+    /// device is plugged.
+    fn legacy_features(&self) -> F {
+        F::empty()
+    }
+
     /// The device was plugged: `transport` is where it reports to.
     fn plugged(&self, transport: Weak<dyn Transport>);
 

@@ -9,7 +9,7 @@ use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 
 use crate::coalesce::Gate;
 use crate::hash::{Hash, HashView, PEEK};
-use crate::header::{FLAGS, GSO_NONE, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS, TUNNEL};
+use crate::header::{FLAGS, GSO_SIZE, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS, TUNNEL};
 use crate::kick::batch;
 use crate::lend::{lend_from, lend_on, read_at, write_at, write_start};
 use crate::pair::Layout;
@@ -345,16 +345,20 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
         [0, GSO_NONE]
     } else {
         // The peer was told what the driver copes with; here it is seen to (virtio 1.4, 5.1.6.4.1).
-        let [mut flags, mut gso_type] = read_start_of(first);
-        if flags & !allowed.flags != 0 {
-            flags &= allowed.flags;
-            write(FLAGS, &[flags]);
+        let [flags, gso_type] = read_start_of(first);
+        let gso_size = || {
+            let mut size = [0; 2];
+            first.read_back(GSO_SIZE, &mut size);
+            u16::from_ne_bytes(size)
+        };
+        let (told_flags, told_type) = allowed.told(flags, gso_type, gso_size);
+        if told_flags != flags {
+            write(FLAGS, &[told_flags]);
         }
-        if gso_type != GSO_NONE && !allowed.has(gso_type) {
-            gso_type = GSO_NONE;
-            write(GSO_TYPE, &[gso_type]);
+        if told_type != gso_type {
+            write(GSO_TYPE, &[told_type]);
         }
-        [flags, gso_type]
+        [told_flags, told_type]
     };
     if header_len > NUM_BUFFERS {
         write(NUM_BUFFERS, &count);
@@ -409,12 +413,11 @@ fn write_hash<M: QueueMemory>(
     };
     chains.write(HASH, &hash.emit());
     if layout.header_len > TUNNEL {
-        let mut gso_type = [GSO_NONE];
+        let mut start = [0; 6];
         if layout.host_header_len > 0 {
-            chains.read_back(GSO_TYPE, &mut gso_type);
+            chains.read_back(FLAGS, &mut start);
         }
-        let [gso_type] = gso_type;
-        if !layout.allowed.is_tunnel(gso_type) {
+        if !layout.allowed.is_tunnel(start) {
             chains.write(TUNNEL, &[0; MAX_HEADER - TUNNEL]);
         }
     }

@@ -38,6 +38,8 @@ pub struct VirtioNetConfig {
     pub csum: bool,
     /// The driver takes frames with partial checksums.
     pub guest_csum: bool,
+    /// Drivers from before virtio 1.0 are told in one feature of all large frames that they may send.
+    pub gso: bool,
     /// The driver may send large TCP over IPv4 frames.
     pub host_tso4: bool,
     /// The driver may send large TCP over IPv6 frames.
@@ -156,6 +158,7 @@ impl Default for VirtioNetConfig {
             x_txburst: 256,
             csum: true,
             guest_csum: true,
+            gso: true,
             host_tso4: true,
             host_tso6: true,
             host_ecn: true,

@@ -19,7 +19,7 @@ use crate::announce::{AnnounceParameters, Announcer};
 use crate::config::ConfigSpace;
 use crate::ctrl::Ctrl;
 use crate::error::{VirtioNetError, check};
-use crate::features::{guest_offloads, offered};
+use crate::features::{guest_offloads, implied, legacy_features, offered};
 use crate::filter::{Filter, Mac};
 use crate::hash::Hashing;
 use crate::pair::{Pair, set_offloads, set_queue_pairs};
@@ -39,6 +39,8 @@ const CTRL_QUEUE_SIZE: u16 = 64;
 #[doc(alias = "VirtIONet")]
 pub struct VirtioNet<M: QueueMemory> {
     offered: F,
+    /// What drivers from before virtio 1.0 are offered beside that.
+    legacy: F,
     withheld: Vec<(F, Withheld)>,
     config_space: ConfigSpace,
     /// What the NIC's address is at reset.
@@ -134,6 +136,7 @@ impl<M: QueueMemory> VirtioNet<M> {
         let max_pairs = u16::try_from(usable).unwrap_or(u16::MAX);
         let this = Arc::new(Self {
             offered,
+            legacy: legacy_features(&config, offered),
             withheld,
             config_space: ConfigSpace::new(&config, net, max_pairs),
             mac: config.mac,
@@ -176,6 +179,17 @@ impl<M: QueueMemory> VirtioNet<M> {
     /// How fast frames are given to the driver, and taken from it.
     pub fn limits(&self) -> (RateLimit, RateLimit) {
         (self.shared.rx_limit.limit(), self.shared.tx_limit.limit())
+    }
+
+    /// Whether frames that the driver sends must have the address as their source that the NIC was made with, from now
+    /// on; and the driver may then set no other. One that it has set before stays what frames are received for.
+    pub fn set_anti_spoof(&self, on: bool) {
+        // No queue starts meanwhile.
+        let _state = lock(&self.state);
+        self.shared.set_anti_spoof(on);
+        for pair in &self.pairs {
+            pair.renew_source();
+        }
     }
 
     /// Whether there is a driver that pairs the NIC with another (`VIRTIO_NET_F_STANDBY`), which may be plugged then.
@@ -319,6 +333,10 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         self.offered
     }
 
+    fn legacy_features(&self) -> F {
+        self.legacy
+    }
+
     fn plugged(&self, transport: Weak<dyn Transport>) {
         self.shared.set_transport(Some(transport));
     }
@@ -342,7 +360,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
     fn write_config(&self, offset: usize, data: &[u8]) {
         let state = lock(&self.state);
         let better = NetF::VERSION_1 | NetF::CTRL_MAC_ADDR;
-        if NetF::from(state.features).intersects(better) || self.shared.source.is_some() {
+        if NetF::from(state.features).intersects(better) || self.shared.source().is_some() {
             return;
         }
         self.shared.filter.change(|filter| {
@@ -358,6 +376,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
             reason,
         };
         let _span = tracing::debug_span!("virtio_net_negotiate").entered();
+        let features = implied(features, self.offered);
         let net = NetF::from(features);
         let required = if self.ctrl_by_front_end {
             net - NetF::MQ
@@ -395,7 +414,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
             queues,
         } = activation;
         let mut state = lock(&self.state);
-        state.features = features;
+        state.features = implied(features, self.offered);
         let mut made = Vec::with_capacity(queues.len());
         for loan in &queues {
             match self.make_queue(&state, loan, &memory) {

@@ -1,8 +1,8 @@
 //! What is offered, of what is configured and the backend can.
 
 use net_client::Offloads;
-use virtio::F;
 use virtio::net::F as NetF;
+use virtio::{F, le128};
 
 use crate::{VirtioNetConfig, Withheld};
 
@@ -209,6 +209,41 @@ pub(crate) fn offered(
     (features.into(), withheld)
 }
 
+/// `VIRTIO_NET_F_GSO`: the device takes large frames of any kind, which was said so before there was a feature for
+/// each (virtio 1.4, 5.1.3.2).
+#[doc(alias = "VIRTIO_NET_F_GSO")]
+pub(crate) const GSO: F = F::from_bits_retain(le128::from_ne(1 << 6));
+
+/// What it stands for: the kinds that drivers of its time can send.
+const GSO_MEANS: NetF = NetF::HOST_TSO4
+    .union(NetF::HOST_TSO6)
+    .union(NetF::HOST_ECN);
+
+/// The features to offer with the legacy interface beside `offered`.
+pub(crate) fn legacy_features(config: &VirtioNetConfig, offered: F) -> F {
+    if config.gso && NetF::from(offered).contains(GSO_MEANS) {
+        GSO
+    } else {
+        F::empty()
+    }
+}
+
+/// What a driver has chosen, by the features that this crate asks for: [`GSO`] is its parts. Without checksums there
+/// are no large frames, whatever was chosen.
+pub(crate) fn implied(chosen: F, offered: F) -> F {
+    let net = NetF::from(chosen);
+    if !chosen.contains(GSO) || net.contains(NetF::VERSION_1) {
+        return chosen;
+    }
+    let means = GSO_MEANS | NetF::from(offered) & NetF::HOST_UFO;
+    let rest = chosen - GSO;
+    if net.contains(NetF::CSUM) {
+        rest | F::from(means)
+    } else {
+        rest
+    }
+}
+
 /// What a driver that has negotiated `features` copes with in frames that it receives.
 pub(crate) fn guest_offloads(features: NetF) -> Offloads {
     let mut offloads = Offloads::default();
@@ -290,6 +325,38 @@ mod tests {
             | NetF::EVENT_IDX
             | NetF::RING_RESET;
         assert_eq!(features, expected);
+    }
+
+    #[test]
+    fn gso_is_offered_to_legacy_drivers_where_it_is_true_and_means_its_parts() {
+        let config = VirtioNetConfig::default();
+        let (all, _) = offered(&config, Some(ALL));
+        assert_eq!(legacy_features(&config, all), GSO);
+        let off = VirtioNetConfig {
+            gso: false,
+            ..Default::default()
+        };
+        assert_eq!(legacy_features(&off, all), F::empty());
+        for missing in GSO_MEANS.iter() {
+            let without = all - F::from(missing);
+            assert_eq!(legacy_features(&config, without), F::empty(), "{missing:?}");
+        }
+        let means = GSO_MEANS | NetF::HOST_UFO;
+        // (chosen beside GSO, what that is)
+        let table = [
+            (NetF::CSUM, NetF::CSUM | means),
+            (NetF::CSUM | NetF::HOST_TSO4, NetF::CSUM | means),
+            (NetF::MAC, NetF::MAC),
+            (NetF::empty(), NetF::empty()),
+        ];
+        for (chosen, expected) in table {
+            let chosen = F::from(chosen);
+            assert_eq!(implied(chosen | GSO, all), F::from(expected), "{chosen:?}");
+            assert_eq!(implied(chosen, all), chosen);
+        }
+        let without = all - F::from(NetF::HOST_UFO);
+        let chosen = implied(F::from(NetF::CSUM) | GSO, without);
+        assert_eq!(chosen, F::from(NetF::CSUM | GSO_MEANS));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! service of type `dyn AioContext`), or with `iothreads` those that its queue pairs take turns in getting (of a
 //! service of type `dyn AioContexts`). Realized, it is the peer of the netdev that `netdev` names, and has
 //! its [`VirtioNet`] and, for its bus, a [`DeviceRef`] among its parts.
+//! Its limits (`rx_limit_bytes`, ...) and `anti_spoof` can be set at any time.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -94,6 +95,8 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("rss", false).describe("on/off"),
     PropertyInfo::bool("hash", false).describe("on/off"),
     on("csum"),
+    // The legacy interface's.
+    on("gso"),
     on("guest_csum"),
     on("host_tso4"),
     on("host_tso6"),
@@ -118,21 +121,27 @@ const PROPERTIES: &[PropertyInfo] = &[
     on("guest_hdrlen").our_own(),
     PropertyInfo::bool("anti_spoof", false)
         .describe("Drop frames from another address than the NIC's")
+        .changeable(apply_policy)
         .our_own(),
     PropertyInfo::u64("rx_limit_bytes", 0)
         .describe("Bytes a second given to the driver, 0: any")
+        .changeable(apply_policy)
         .our_own(),
     PropertyInfo::u64("rx_limit_packets", 0)
         .describe("Frames a second given to the driver, 0: any")
+        .changeable(apply_policy)
         .our_own(),
     PropertyInfo::u64("tx_limit_bytes", 0)
         .describe("Bytes a second taken from the driver, 0: any")
+        .changeable(apply_policy)
         .our_own(),
     PropertyInfo::u64("tx_limit_packets", 0)
         .describe("Frames a second taken from the driver, 0: any")
+        .changeable(apply_policy)
         .our_own(),
     PropertyInfo::u32("limit_burst_ms", 100)
         .describe("Time whose worth may pass at once, ms")
+        .changeable(apply_policy)
         .our_own(),
     PropertyInfo::u16("iothreads", 0)
         .describe("I/O threads for the queue pairs, 0: the machine's own")
@@ -150,8 +159,6 @@ const PROPERTIES: &[PropertyInfo] = &[
 
 /// QEMU's, refused by name.
 const UNBUILT: &[PropertyInfo] = &[
-    // The legacy interface's.
-    off("gso", true),
     off("guest_rsc_ext", false),
     PropertyInfo::new("bootindex", Kind::I32).unbuilt(Unbuilt::Only(&Value::Int(-1))),
     PropertyInfo::u32("rsc_interval", 300_000).unbuilt(Unbuilt::Only(&Value::Int(300_000))),
@@ -163,6 +170,18 @@ const UNBUILT: &[PropertyInfo] = &[
 /// The address that a realized NIC has; a part of its object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NicAddress(pub MacAddr);
+
+/// Makes a realized NIC do what its properties say that can be changed; a part of its object.
+struct Policy(Box<dyn Fn(&Object) -> Result<(), PropertyError> + Send + Sync>);
+
+fn apply_policy(device: &Object) {
+    if let Some(policy) = device.part::<Policy>()
+        && let Err(error) = (policy.0)(device)
+    {
+        // They are there, and of their kind.
+        tracing::debug!(%error, "a property cannot be read");
+    }
+}
 
 struct VirtioNetLevel<M>(PhantomData<fn() -> M>);
 
@@ -184,12 +203,30 @@ where
         device.set_part(NicAddress(mac));
         device.set_part(Leases(leases));
         device.set_part::<DeviceRef<M>>(model.clone());
+        let weak = Arc::downgrade(&model);
+        device.set_part(Policy(Box::new(move |device| {
+            let Some(model) = weak.upgrade() else {
+                return Ok(());
+            };
+            let (rx, tx) = limits(device)?;
+            let before = model.limits();
+            // One that stays keeps what has been spent of it.
+            if rx != before.0 {
+                model.set_rx_limit(rx);
+            }
+            if tx != before.1 {
+                model.set_tx_limit(tx);
+            }
+            model.set_anti_spoof(device.get("anti_spoof")?);
+            Ok(())
+        })));
         device.share_part(model);
         Ok(())
     }
 
     fn unrealize(&self, device: &Arc<Object>, _: &Arc<Machine>) {
         device.take_part::<DeviceRef<M>>();
+        device.take_part::<Policy>();
         device.take_part::<VirtioNet<M>>();
         device.take_part::<NicAddress>();
         // After the model: its last work on them is done.
@@ -229,6 +266,7 @@ fn contexts(
 }
 
 fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
+    let (rx_limit, tx_limit) = limits(device)?;
     // QEMU 7.2: -1 is a speed that is unknown.
     let speed = match device.get::<i32>("speed")? {
         -1 => None,
@@ -251,6 +289,7 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
         hash: device.get("hash")?,
         x_txburst: u32::try_from(device.get::<i32>("x-txburst")?).unwrap_or(1),
         csum: device.get("csum")?,
+        gso: device.get("gso")?,
         guest_csum: device.get("guest_csum")?,
         host_tso4: device.get("host_tso4")?,
         host_tso6: device.get("host_tso6")?,
@@ -278,8 +317,8 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
         guest_announce: device.get("guest_announce")?,
         failover: device.get("failover")?,
         anti_spoof: device.get("anti_spoof")?,
-        rx_limit: limit(device, "rx_limit_bytes", "rx_limit_packets")?,
-        tx_limit: limit(device, "tx_limit_bytes", "tx_limit_packets")?,
+        rx_limit,
+        tx_limit,
         notf_coal: device.get("notf_coal")?,
         vq_notf_coal: device.get("vq_notf_coal")?,
         device_stats: device.get("device_stats")?,
@@ -293,12 +332,20 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
     })
 }
 
-fn limit(device: &Object, bytes: &str, packets: &str) -> Result<RateLimit, Error> {
-    Ok(RateLimit {
-        bytes: device.get(bytes)?,
-        packets: device.get(packets)?,
-        burst: Duration::from_millis(device.get::<u32>("limit_burst_ms")?.into()),
-    })
+/// Those of reception and of transmission.
+fn limits(device: &Object) -> Result<(RateLimit, RateLimit), PropertyError> {
+    let burst = Duration::from_millis(device.get::<u32>("limit_burst_ms")?.into());
+    let limit = |bytes, packets| {
+        Ok(RateLimit {
+            bytes: device.get(bytes)?,
+            packets: device.get(packets)?,
+            burst,
+        })
+    };
+    Ok((
+        limit("rx_limit_bytes", "rx_limit_packets")?,
+        limit("tx_limit_bytes", "tx_limit_packets")?,
+    ))
 }
 
 /// The ports of the netdev that `netdev` names; none without one.

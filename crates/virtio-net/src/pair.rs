@@ -357,7 +357,7 @@ impl<M: QueueMemory> Pair<M> {
             header_len,
             host_header_len: if has_header { header_len } else { 0 },
             little_endian: little_endian(features),
-            source: self.shared.source,
+            source: self.shared.source(),
             longest: if features.contains(NetF::MTU) {
                 header_len + ETHERNET_HEADER + usize::from(self.shared.mtu)
             } else {

@@ -28,8 +28,10 @@ pub(crate) struct Shared {
     pub(crate) coalescing: Mutex<CoalescingByDirection>,
     pub(crate) rx_limit: Limiter,
     pub(crate) tx_limit: Limiter,
-    /// The source of all frames that may be sent, if there is only one.
-    pub(crate) source: Option<Mac>,
+    /// Frames that are sent have the source `own_mac`.
+    anti_spoof: AtomicBool,
+    /// The address that the NIC was made with.
+    own_mac: Mac,
     /// The longest frame that the driver takes unless it is to be segmented, if it has agreed to one.
     pub(crate) mtu: u16,
     /// A leaf lock.
@@ -62,7 +64,8 @@ impl Shared {
             coalescing: Mutex::default(),
             rx_limit: Limiter::new(clock.clone(), config.rx_limit),
             tx_limit: Limiter::new(clock.clone(), config.tx_limit),
-            source: config.anti_spoof.then_some(config.mac),
+            anti_spoof: AtomicBool::new(config.anti_spoof),
+            own_mac: config.mac,
             mtu: config.host_mtu,
             announcing: Mutex::default(),
         }
@@ -80,6 +83,16 @@ impl Shared {
     /// Whether each frame goes to the pair that its hash leads to.
     pub(crate) fn is_steered(&self) -> bool {
         self.steered.load(Ordering::Acquire)
+    }
+
+    /// The source of all frames that may be sent, if there is only one.
+    pub(crate) fn source(&self) -> Option<Mac> {
+        self.anti_spoof.load(Ordering::Acquire).then_some(self.own_mac)
+    }
+
+    /// Whether there is only one; queues that run are told apart.
+    pub(crate) fn set_anti_spoof(&self, on: bool) {
+        self.anti_spoof.store(on, Ordering::Release);
     }
 
     pub(crate) fn set_transport(&self, transport: Option<Weak<dyn Transport>>) {

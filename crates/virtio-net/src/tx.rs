@@ -25,7 +25,7 @@ pub(crate) struct Tx<M: QueueMemory> {
 /// A transmit queue at work.
 pub(crate) struct ActiveTx<M: QueueMemory> {
     loan: ActiveQueue,
-    layout: Layout,
+    pub(crate) layout: Layout,
     rules: TxRules,
     /// The checked headers, and small frames whole.
     slab: FrameSlab,

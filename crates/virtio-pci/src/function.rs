@@ -338,7 +338,7 @@ impl<M: GuestAddressSpace + Send + Sync + fmt::Debug + 'static> BusTransport<M> 
             source,
         })?;
         if form.has_legacy() {
-            core.offer_legacy(self.config.legacy_features);
+            core.offer_legacy(self.config.legacy_features | device.legacy_features());
         }
         core.set_hold(Hold::Vmm, state.held_by_vmm);
         state.plugged = Some(Plugged {

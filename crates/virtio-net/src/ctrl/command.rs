@@ -112,7 +112,7 @@ impl<M: QueueMemory> Commands<'_, M> {
                 self.negotiated(NetF::CTRL_MAC_ADDR)?;
                 let mac = data.take_all()?;
                 // Frames of another would be dropped.
-                if self.shared.source.is_some_and(|source| source != mac) {
+                if self.shared.source().is_some_and(|source| source != mac) {
                     return None;
                 }
                 self.shared.filter.change(|filter| filter.mac = mac);

@@ -1,4 +1,4 @@
-//! Turns that a limit allows.
+//! What the host allows: turns within a limit, and addresses.
 
 use net_client::{Drained, FrameSource, Sender};
 use virtqueue::QueueMemory;
@@ -98,6 +98,14 @@ impl<M: QueueMemory> Pair<M> {
         let bytes = tx.statistics.bytes.wrapping_sub(before.bytes);
         limit.spend(frames, bytes);
         end
+    }
+
+    /// From the next frame on they have to have the source that there is now.
+    pub(crate) fn renew_source(&self) {
+        let source = self.shared.source();
+        if let Some(active) = &mut lock(&self.tx).active {
+            active.layout.source = source;
+        }
     }
 
     /// Timers of another context are of no use here. What waits on them is looked at at once: the transmit queue by a

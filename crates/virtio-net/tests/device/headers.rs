@@ -6,6 +6,10 @@ use crate::harness::{HEADER, Nic, PLAIN, RX};
 
 /// What the driver finds in front of a frame whose header from the backend is this.
 fn told(wanted: NetF, flags: u8, gso_type: u8) -> (u8, u8) {
+    told_of_size(wanted, flags, gso_type, 1448)
+}
+
+fn told_of_size(wanted: NetF, flags: u8, gso_type: u8, gso_size: u16) -> (u8, u8) {
     let mut nic = Nic::with(
         &|peer| {
             peer.can.ufo = true;
@@ -19,6 +23,7 @@ fn told(wanted: NetF, flags: u8, gso_type: u8) -> (u8, u8) {
     let mut frame = PLAIN.to_vec();
     frame[0] = flags;
     frame[1] = gso_type;
+    frame[4..6].copy_from_slice(&gso_size.to_le_bytes());
     frame.resize(HEADER + 60, 0);
     let _ = nic.peer.give_frames([frame]);
     assert_eq!(nic.used(RX).len(), 1);
@@ -66,6 +71,30 @@ fn no_gso_type_is_told_that_was_not_negotiated() {
     // Unknown, and those of tunnels.
     for gso_type in [2, 6, 7, 8, 0x1f, 0x21, 0x41, 0x61] {
         assert_eq!(told(NetF::all(), 1, gso_type), (1, 0), "{gso_type:#x}");
+    }
+}
+
+#[test]
+fn a_large_frame_has_its_checksum_to_be_made_and_the_size_of_its_segments() {
+    // (flags, gso_type, gso_size, told flags, told gso_type)
+    let table = [
+        (1, 1, 1448, 1, 1),
+        (3, 1, 1448, 3, 1),
+        (1, 0x81, 1, 1, 0x81),
+        (1, 4, 0xff00, 1, 4),
+        (0, 1, 1448, 0, 0),
+        (2, 1, 1448, 2, 0),
+        (1, 1, 0, 1, 0),
+        (1, 0x84, 0, 1, 0),
+        (1, 0, 0, 1, 0),
+        (2, 0, 1448, 2, 0),
+    ];
+    for (flags, gso_type, gso_size, told_flags, told_type) in table {
+        assert_eq!(
+            told_of_size(NetF::all(), flags, gso_type, gso_size),
+            (told_flags, told_type),
+            "{flags:#x}, {gso_type:#x}, {gso_size}"
+        );
     }
 }
 

@@ -1,9 +1,11 @@
 //! Drivers from before virtio 1.0: no VERSION_1.
 
 use virtio::net::F as NetF;
+use virtio::{F, le128};
 use virtio_bus::VirtioDevice;
+use virtio_net::VirtioNetConfig;
 
-use crate::harness::{Nic, TX};
+use crate::harness::{HEADER, Nic, TX};
 
 fn mac(nic: &Nic) -> [u8; 6] {
     let mut mac = [0; 6];
@@ -47,6 +49,37 @@ fn an_address_that_was_written_before_negotiation_stays_a_legacy_drivers() {
         let expected = if stays { [2, 0, 0, 0, 0, 9] } else { before };
         assert_eq!(mac(&nic), expected, "{features:?}");
     }
+}
+
+#[test]
+fn gso_lets_a_legacy_driver_send_what_it_stands_for() {
+    const GSO: F = F::from_bits_retain(le128::from_ne(1 << 6));
+    let parts = NetF::HOST_TSO4 | NetF::HOST_TSO6 | NetF::HOST_ECN | NetF::HOST_USO;
+    let wanted = NetF::all() - NetF::VERSION_1 - NetF::HOST_UFO - parts;
+    for gso in [true, false] {
+        let mut nic = Nic::idle(&|_| {}, wanted);
+        assert_eq!(nic.device.legacy_features(), GSO);
+        if gso {
+            nic.features |= GSO;
+        }
+        nic.device.negotiate(nic.features).unwrap();
+        nic.activate();
+        for gso_type in [1, 4, 0x81, 0x84] {
+            let mut bytes = vec![1, gso_type, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+            bytes.resize(HEADER + 4000, 0);
+            nic.add_tx(&bytes, &[]);
+            nic.kick(TX);
+            assert_eq!(nic.used(TX).len(), 1);
+            let expected = if gso { vec![bytes] } else { vec![] };
+            assert_eq!(nic.peer.take(), expected, "{gso}, {gso_type:#x}");
+        }
+    }
+    let config = VirtioNetConfig {
+        gso: false,
+        ..Default::default()
+    };
+    let off = Nic::idle_of(config, &|_| {}, wanted);
+    assert_eq!(off.device.legacy_features(), F::empty());
 }
 
 #[test]

@@ -195,6 +195,31 @@ fn frames_from_another_address_than_the_nics_are_dropped_where_that_is_asked_for
     }
 }
 
+#[test]
+fn which_source_frames_must_have_changes_while_the_queue_runs() {
+    let mut nic = nic(|_| {});
+    let other = [0x52, 0x54, 0, 0x12, 0x34, 0x57];
+    assert_eq!(nic.command(&[&[1, 1][..], &other].concat()), OK);
+    let passes = |nic: &mut Nic, source| {
+        nic.add_tx(&from(source, 60), &[]);
+        nic.kick(TX);
+        assert_eq!(nic.used(TX).len(), 1);
+        nic.peer.take().len() == 1
+    };
+    for (on, own, others) in [(false, true, true), (true, true, false), (false, true, true)] {
+        nic.device.set_anti_spoof(on);
+        assert_eq!(passes(&mut nic, MAC), own, "{on}");
+        // That the driver set it before does not make it the NIC's.
+        assert_eq!(passes(&mut nic, other), others, "{on}");
+        let answer = nic.command(&[&[1, 1][..], &other].concat());
+        assert_eq!(answer, if on { ERR } else { OK }, "{on}");
+    }
+    // A queue that starts afterwards does as is said now.
+    nic.device.set_anti_spoof(true);
+    nic.restart();
+    assert!(!passes(&mut nic, other));
+}
+
 /// Guest bug class 8: what changes between the check and the use. The peer gets the bytes that were checked, though
 /// the frame's own change while it has it.
 #[test]

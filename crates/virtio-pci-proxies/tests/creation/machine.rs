@@ -117,6 +117,15 @@ impl Rig {
             .device_add(Options::parse(text, Some("driver")))
     }
 
+    /// What a function offers to legacy drivers.
+    pub(crate) fn legacy_features(&self, at: DevFn) -> u32 {
+        self.host.assign_resources().unwrap();
+        let port = u16::from_le_bytes(self.config(at, 0x10)) & !3;
+        let mut features = [0; 4];
+        assert!(self.host.port_read(port, &mut features));
+        u32::from_le_bytes(features)
+    }
+
     pub(crate) fn config<const N: usize>(&self, devfn: DevFn, offset: u16) -> [u8; N] {
         let mut data = [0; N];
         self.host.config_read(0, devfn, offset, &mut data);

@@ -1,9 +1,13 @@
 //! Properties: QEMU's names, and what is not built refused by name.
 
+use std::time::Duration;
+
 use keyval::Options;
 use qdev::help;
+use virtio_bus::VirtioDevice;
+use virtio_net::{RateLimit, VirtioNet};
 
-use crate::machine::Rig;
+use crate::machine::{Memory, Rig};
 
 /// What `qemu-system-x86_64 -M pc -device virtio-net-pci,help` of Debian's QEMU 7.2.22 prints.
 const QEMU_7_2: &str = include_str!("qemu-7.2-virtio-net-pci-help.txt");
@@ -184,4 +188,61 @@ fn a_property_cannot_be_set_once_the_device_is_realized() {
          realized"
     );
     assert!(device.set("csum", false).is_err());
+}
+
+#[test]
+fn what_the_host_allows_can_be_changed_while_the_device_is_there() {
+    let rig = Rig::new();
+    let device = rig.device("virtio-net-pci,id=net0,tx_limit_packets=5").unwrap();
+    let backend = device.child("virtio-backend").unwrap();
+    let model = backend.part::<VirtioNet<Memory>>().unwrap();
+    let limits = || model.limits();
+    assert_eq!(limits().1.packets, 5);
+    for (property, value) in [
+        ("rx_limit_bytes", "1000000"),
+        ("rx_limit_packets", "100"),
+        ("tx_limit_bytes", "2000000"),
+        ("tx_limit_packets", "0"),
+        ("limit_burst_ms", "7"),
+        ("anti_spoof", "on"),
+    ] {
+        qdev::set_text(&device, property, value).unwrap();
+        let read = rig.machine.qom_get("net0", property).unwrap().to_string();
+        assert_eq!(read, value.replace("on", "true"), "{property}");
+    }
+    let burst = Duration::from_millis(7);
+    let limit = |bytes, packets| RateLimit {
+        bytes,
+        packets,
+        burst,
+    };
+    assert_eq!(limits(), (limit(1_000_000, 100), limit(2_000_000, 0)));
+    // With it on, the driver of a legacy NIC cannot write another address.
+    let mac = || {
+        let mut mac = [0; 6];
+        model.read_config(0, &mut mac);
+        mac
+    };
+    let before = mac();
+    model.write_config(0, &[2]);
+    assert_eq!(mac(), before);
+    qdev::set_text(&device, "anti_spoof", "off").unwrap();
+    model.write_config(0, &[2]);
+    assert_ne!(mac(), before);
+}
+
+#[test]
+fn what_a_nic_tells_of_itself_is_read_of_its_proxy() {
+    let rig = Rig::new();
+    rig.device("virtio-net-pci,id=net0").unwrap();
+    // (property, how it begins)
+    let table = [
+        ("statistics", "rx0: kicks="),
+        ("features", "offered: "),
+        ("standby", "false"),
+    ];
+    for (property, expected) in table {
+        let text = rig.machine.qom_get("net0", property).unwrap().to_string();
+        assert!(text.starts_with(expected), "{property}: {text}");
+    }
 }

@@ -69,6 +69,13 @@ fn tap_and_nic() {
 
     rig.machine.device_del("net0").unwrap();
     rig.assert_empty("after device_del");
+    // A legacy driver is told of all kinds of large frames at once (bit 6), where there are all.
+    for (properties, expected) in [("", 0x40), (",gso=off", 0), (",host_tso6=off", 0)] {
+        let device = format!("virtio-net-pci,netdev=tap0,id=net0{properties}");
+        rig.device(&device).unwrap();
+        assert_eq!(rig.legacy_features(devfn(1)) & 0x40, expected, "{device}");
+        rig.machine.device_del("net0").unwrap();
+    }
     rig.device("virtio-net-pci,netdev=tap0,id=net0").unwrap();
     drop((tap, nic));
     rig.netdevs.remove("tap0").unwrap();
