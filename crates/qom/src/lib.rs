@@ -82,7 +82,8 @@ pub use error::{BoxedError, Error, PropertyError};
 pub use object::Object;
 pub use observer::{Event, Observer, Recorder, Step};
 pub use property::{
-    Changed, Check, Choices, CustomKind, Kind, OnOffAuto, PropertyInfo, PropertyType, Unbuilt, Value,
+    Changed, Check, Choices, CustomKind, Kind, OnOffAuto, PropertyInfo, PropertyType, Unbuilt,
+    Value,
 };
 pub use types::{INTERFACE, OBJECT, TypeInfo, TypeRegistry};
 

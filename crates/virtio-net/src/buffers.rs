@@ -9,7 +9,7 @@ use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 
 use crate::coalesce::Gate;
 use crate::hash::{Hash, HashView, PEEK};
-use crate::header::{FLAGS, GSO_SIZE, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS, TUNNEL};
+use crate::header::{FLAGS, GSO_NONE, GSO_SIZE, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS, TUNNEL};
 use crate::kick::batch;
 use crate::lend::{lend_from, lend_on, read_at, write_at, write_start};
 use crate::pair::Layout;

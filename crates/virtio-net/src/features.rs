@@ -215,9 +215,7 @@ pub(crate) fn offered(
 pub(crate) const GSO: F = F::from_bits_retain(le128::from_ne(1 << 6));
 
 /// What it stands for: the kinds that drivers of its time can send.
-const GSO_MEANS: NetF = NetF::HOST_TSO4
-    .union(NetF::HOST_TSO6)
-    .union(NetF::HOST_ECN);
+const GSO_MEANS: NetF = NetF::HOST_TSO4.union(NetF::HOST_TSO6).union(NetF::HOST_ECN);
 
 /// The features to offer with the legacy interface beside `offered`.
 pub(crate) fn legacy_features(config: &VirtioNetConfig, offered: F) -> F {

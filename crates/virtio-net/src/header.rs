@@ -406,6 +406,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_of_a_frame_in_a_tunnel_is_not_that_its_checksum_is_right() {
+        let features = NetF::GUEST_CSUM | NetF::GUEST_TSO4 | NetF::GUEST_UDP_TUNNEL_GSO;
+        let allowed = Allowed::new(features);
+        let in_tunnel = TCPV4 | GSO_TUNNEL_IPV4;
+        assert_eq!(allowed.told(3, in_tunnel, || 1448), (1, in_tunnel));
+        assert_eq!(allowed.told(3, TCPV4, || 1448), (3, TCPV4));
+        // In none, as it is not told as large.
+        assert_eq!(allowed.told(3, in_tunnel, || 0), (3, GSO_NONE));
+    }
+
+    #[test]
     fn each_fault_is_found_and_what_is_right_passes() {
         use HeaderFault::*;
         let table = [

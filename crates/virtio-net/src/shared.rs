@@ -87,7 +87,9 @@ impl Shared {
 
     /// The source of all frames that may be sent, if there is only one.
     pub(crate) fn source(&self) -> Option<Mac> {
-        self.anti_spoof.load(Ordering::Acquire).then_some(self.own_mac)
+        self.anti_spoof
+            .load(Ordering::Acquire)
+            .then_some(self.own_mac)
     }
 
     /// Whether there is only one; queues that run are told apart.

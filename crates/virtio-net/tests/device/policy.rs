@@ -206,7 +206,11 @@ fn which_source_frames_must_have_changes_while_the_queue_runs() {
         assert_eq!(nic.used(TX).len(), 1);
         nic.peer.take().len() == 1
     };
-    for (on, own, others) in [(false, true, true), (true, true, false), (false, true, true)] {
+    for (on, own, others) in [
+        (false, true, true),
+        (true, true, false),
+        (false, true, true),
+    ] {
         nic.device.set_anti_spoof(on);
         assert_eq!(passes(&mut nic, MAC), own, "{on}");
         // That the driver set it before does not make it the NIC's.

@@ -65,7 +65,7 @@ fn each_type_has_the_numbers_of_what_has_passed() {
     let mut nic = Nic::with(&|_| {}, NetF::all() - NetF::EVENT_IDX);
     let valid = [&[2, 0][..], &PLAIN[2..]].concat();
     let partial = [&[1, 0][..], &PLAIN[2..]].concat();
-    let large = [&[1, 1][..], &PLAIN[2..]].concat();
+    let large = [&[1, 1, 0, 0, 0xa8, 5][..], &PLAIN[6..]].concat();
     for (header, len) in [
         (PLAIN.to_vec(), 60),
         (valid, 70),

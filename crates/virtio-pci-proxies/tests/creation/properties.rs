@@ -193,7 +193,9 @@ fn a_property_cannot_be_set_once_the_device_is_realized() {
 #[test]
 fn what_the_host_allows_can_be_changed_while_the_device_is_there() {
     let rig = Rig::new();
-    let device = rig.device("virtio-net-pci,id=net0,tx_limit_packets=5").unwrap();
+    let device = rig
+        .device("virtio-net-pci,id=net0,tx_limit_packets=5")
+        .unwrap();
     let backend = device.child("virtio-backend").unwrap();
     let model = backend.part::<VirtioNet<Memory>>().unwrap();
     let limits = || model.limits();
