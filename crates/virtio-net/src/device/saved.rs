@@ -185,7 +185,11 @@ impl<M: QueueMemory> VirtioNet<M> {
                 return refused("steering", format!("pair {last} is not in use"));
             }
         }
-        if self.shared.source().is_some_and(|it| it != saved.filter.mac) {
+        if self
+            .shared
+            .source()
+            .is_some_and(|it| it != saved.filter.mac)
+        {
             let reason = "the card may have no address but its own".to_owned();
             return refused("filter.mac", reason);
         }
