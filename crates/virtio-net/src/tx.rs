@@ -8,6 +8,7 @@ use virtio_bus::ActiveQueue;
 use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, QueueState, VirtQueue};
 
 use crate::coalesce::Gate;
+use crate::filter::Mac;
 use crate::header::{Header, HeaderFault, MAX_HEADER, MIN_FRAME, TxRules};
 use crate::kick::{Watch, again, batch};
 use crate::lend::{FrameSlab, lend_from, lend_on, read_at, read_start};
@@ -25,7 +26,7 @@ pub(crate) struct Tx<M: QueueMemory> {
 /// A transmit queue at work.
 pub(crate) struct ActiveTx<M: QueueMemory> {
     loan: ActiveQueue,
-    pub(crate) layout: Layout,
+    layout: Layout,
     rules: TxRules,
     /// The checked headers, and small frames whole.
     slab: FrameSlab,
@@ -178,7 +179,20 @@ impl<M: QueueMemory> Tx<M> {
     }
 }
 
+/// Both sides have the usual header, and frames may have any source.
+fn is_usual(layout: &Layout) -> bool {
+    layout.header_len == USUAL_HEADER
+                && layout.host_header_len == USUAL_HEADER
+                && layout.source.is_none()
+}
+
 impl<M: QueueMemory> ActiveTx<M> {
+    /// The source that frames must have from here on, if not any.
+    pub(crate) fn set_source(&mut self, source: Option<Mac>) {
+        self.layout.source = source;
+        self.is_plain = is_usual(&self.layout);
+    }
+
     pub(crate) fn new(
         loan: ActiveQueue,
         queue: VirtQueue<M>,
@@ -204,9 +218,7 @@ impl<M: QueueMemory> ActiveTx<M> {
             unflushed: false,
             unfinished: 0,
             batch: batch(size),
-            is_plain: layout.header_len == USUAL_HEADER
-                && layout.host_header_len == USUAL_HEADER
-                && layout.source.is_none(),
+            is_plain: is_usual(&layout),
             iov: Vec::new(),
             running,
             waiting: false,

@@ -104,7 +104,7 @@ impl<M: QueueMemory> Pair<M> {
     pub(crate) fn renew_source(&self) {
         let source = self.shared.source();
         if let Some(active) = &mut lock(&self.tx).active {
-            active.layout.source = source;
+            active.set_source(source);
         }
     }
 
