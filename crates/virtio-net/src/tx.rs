@@ -182,8 +182,8 @@ impl<M: QueueMemory> Tx<M> {
 /// Both sides have the usual header, and frames may have any source.
 fn is_usual(layout: &Layout) -> bool {
     layout.header_len == USUAL_HEADER
-                && layout.host_header_len == USUAL_HEADER
-                && layout.source.is_none()
+        && layout.host_header_len == USUAL_HEADER
+        && layout.source.is_none()
 }
 
 impl<M: QueueMemory> ActiveTx<M> {
