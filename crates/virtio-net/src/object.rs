@@ -172,7 +172,9 @@ const UNBUILT: &[PropertyInfo] = &[
 pub struct NicAddress(pub MacAddr);
 
 /// Makes a realized NIC do what its properties say that can be changed; a part of its object.
-struct Policy(Box<dyn Fn(&Object) -> Result<(), PropertyError> + Send + Sync>);
+struct Policy(Box<ApplyPolicy>);
+
+type ApplyPolicy = dyn Fn(&Object) -> Result<(), PropertyError> + Send + Sync;
 
 fn apply_policy(device: &Object) {
     if let Some(policy) = device.part::<Policy>()
