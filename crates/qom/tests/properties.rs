@@ -30,8 +30,7 @@ const MODEL: &[PropertyInfo] = &[
     PropertyInfo::str("netdev"),
     PropertyInfo::str("label").settable_when_frozen(),
     PropertyInfo::u32("limit", 0).changeable(|model| {
-        if let Some(applied) = model.part::<Applied>() {
-            let limit = model.get::<u32>("limit").unwrap();
+        if let (Some(applied), Ok(limit)) = (model.part::<Applied>(), model.get::<u32>("limit")) {
             applied.0.store(limit, Ordering::Relaxed);
         }
     }),
