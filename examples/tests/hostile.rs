@@ -14,11 +14,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use examples::machine::layout::{MIB, PCI_MMIO32};
 use examples::machine::{DriverView, Machine};
+use virtio::net::F;
 use virtio_guest::pci::{Bar, CommonRegister, change_command};
-use virtio_guest::{DmaRegion, Interrupts, PciAddress, Platform, VirtioPciTransport, Width, pci};
+use virtio_guest::{
+    DmaRegion, Interrupts, NetConfig, PciAddress, Platform, VirtioPciTransport, Width, pci,
+};
 use vm_memory::{Bytes, GuestAddress};
 
-use support::{DMA, Driver, Rig, wait_until};
+use support::{DMA, Driver, MESSAGES, Rig, wait_until};
 
 /// Registers of the first NIC, beside its driver's back.
 struct Registers {
@@ -50,9 +53,44 @@ impl Registers {
         self.common(0x3000) + 4 * u64::from(queue)
     }
 
+    /// Where a capability is.
+    fn capability(&self, id: u8) -> u16 {
+        let read = |at| {
+            self.view
+                .config_read(self.function, at, Width::U8)
+                .to_le_bytes()[0]
+        };
+        let mut at = read(0x34);
+        while at != 0 && read(at.into()) != id {
+            at = read(u16::from(at) + 1);
+        }
+        assert_ne!(at, 0, "there is no capability {id:#x}");
+        at.into()
+    }
+
     fn status(&self) -> u8 {
         self.transport.status().bits()
     }
+}
+
+/// Split rings, and packed ones.
+const FORMATS: [F; 2] = [F::empty(), F::RING_PACKED];
+
+/// A NIC that offers both formats.
+fn rig() -> Rig {
+    Rig::with_loopback(",packed=on")
+}
+
+/// The driver of the first NIC, with rings of this format.
+fn driver_of(rig: &Rig, format: F) -> Driver {
+    let config = NetConfig {
+        interrupts: Interrupts::Messages(&MESSAGES),
+        features: NetConfig::default().features | format,
+        ..NetConfig::default()
+    };
+    let driver = rig.driver_like(0, DMA, &config);
+    assert!(driver.net.features().contains(format));
+    driver
 }
 
 /// A frame that tells its number.
@@ -84,8 +122,8 @@ fn send(driver: &mut Driver, numbers: impl IntoIterator<Item = u8>) {
 }
 
 /// Two NICs at work on one thread, and the driver of the second.
-fn with_a_bystander() -> (Rig, Driver) {
-    let rig = Rig::with_loopback("");
+fn with_a_bystander(properties: &str) -> (Rig, Driver) {
+    let rig = Rig::with_loopback(&format!(",packed=on{properties}"));
     rig.devices.netdev_add("loopback,id=other").unwrap();
     rig.devices
         .device_add("virtio-net-pci,netdev=other")
@@ -109,43 +147,107 @@ fn let_work(bystander: &mut Driver) {
 
 #[test]
 fn frames_on_their_way_when_bus_mastering_goes_arrive_when_it_is_back() {
-    let rig = Rig::with_loopback("");
-    let mut driver = rig.driver();
-    let registers = Registers::of(&rig.machine);
-    for round in 0..50 {
-        send(&mut driver, round..round + 8);
-        change_command(&registers.view, registers.function, 0, BUS_MASTER);
-        // These find nobody at work.
-        send(&mut driver, round + 8..round + 16);
-        change_command(&registers.view, registers.function, BUS_MASTER, 0);
-        expect_frames(&mut driver, round..round + 16);
+    let rig = rig();
+    for format in FORMATS {
+        let mut driver = driver_of(&rig, format);
+        let registers = Registers::of(&rig.machine);
+        for round in 0..50 {
+            send(&mut driver, round..round + 8);
+            change_command(&registers.view, registers.function, 0, BUS_MASTER);
+            // These find nobody at work.
+            send(&mut driver, round + 8..round + 16);
+            change_command(&registers.view, registers.function, BUS_MASTER, 0);
+            expect_frames(&mut driver, round..round + 16);
+        }
     }
 }
 
 #[test]
 fn without_bus_mastering_the_device_writes_nothing() {
-    let (rig, mut bystander) = with_a_bystander();
-    let mut driver = rig.driver();
-    let registers = Registers::of(&rig.machine);
-    for round in 0..10 {
-        send(&mut driver, round..round + 16);
-        change_command(&registers.view, registers.function, 0, BUS_MASTER);
-        let before = shared_memory(&rig);
-        registers
-            .view
-            .mmio_write(registers.notify_address(1), Width::U16, 1);
-        let_work(&mut bystander);
-        assert!(shared_memory(&rig) == before, "{round}");
-        change_command(&registers.view, registers.function, BUS_MASTER, 0);
-        expect_frames(&mut driver, round..round + 16);
+    let (rig, mut bystander) = with_a_bystander("");
+    for format in FORMATS {
+        let mut driver = driver_of(&rig, format);
+        let registers = Registers::of(&rig.machine);
+        for round in 0..10 {
+            send(&mut driver, round..round + 16);
+            change_command(&registers.view, registers.function, 0, BUS_MASTER);
+            let before = shared_memory(&rig);
+            registers
+                .view
+                .mmio_write(registers.notify_address(1), Width::U16, 1);
+            let_work(&mut bystander);
+            assert!(shared_memory(&rig) == before, "{format:?} {round}");
+            change_command(&registers.view, registers.function, BUS_MASTER, 0);
+            expect_frames(&mut driver, round..round + 16);
+        }
+    }
+}
+
+#[test]
+fn class_18_in_d3hot_the_device_writes_nothing_and_frames_on_their_way_arrive_in_d0() {
+    let (rig, mut bystander) = with_a_bystander(",express=on");
+    for format in FORMATS {
+        let mut driver = driver_of(&rig, format);
+        let registers = Registers::of(&rig.machine);
+        let control = registers.capability(POWER_MANAGEMENT) + 4;
+        let set_state = |state| {
+            (registers.view).config_write(registers.function, control, Width::U16, state);
+        };
+        for round in 0..10 {
+            send(&mut driver, round..round + 8);
+            set_state(3);
+            let before = shared_memory(&rig);
+            let_work(&mut bystander);
+            assert!(shared_memory(&rig) == before, "{format:?} {round}");
+            // These find nobody at work, and their kicks no register.
+            send(&mut driver, round + 8..round + 16);
+            set_state(0);
+            expect_frames(&mut driver, round..round + 16);
+        }
+    }
+}
+
+#[test]
+fn class_18_after_a_function_level_reset_with_frames_on_their_way_the_device_writes_nothing() {
+    let (rig, mut bystander) = with_a_bystander(",express=on");
+    for round in 0..5 {
+        for format in FORMATS {
+            let mut driver = driver_of(&rig, format);
+            let registers = Registers::of(&rig.machine);
+            let bars = [1, 4].map(|bar| Bar::read(&registers.view, registers.function, bar));
+            send(&mut driver, round..round + 32);
+            let control = registers.capability(PCI_EXPRESS) + 8;
+            (registers.view).config_write(registers.function, control, Width::U16, 0x8000);
+            // All of the memory that it had is somebody else's.
+            let others = vec![0x5a; DMA.len as usize];
+            rig.machine
+                .memory()
+                .write_slice(&others, GuestAddress(DMA.address))
+                .unwrap();
+            let_work(&mut bystander);
+            assert!(shared_memory(&rig) == others, "{format:?} {round}");
+            // As the kernel does, which has saved them.
+            for (bar, was) in [1, 4].into_iter().zip(bars) {
+                Bar::assign(
+                    &registers.view,
+                    registers.function,
+                    bar,
+                    was.unwrap().address,
+                );
+            }
+            change_command(&registers.view, registers.function, MEMORY | BUS_MASTER, 0);
+            let mut driver = driver_of(&rig, format);
+            send(&mut driver, 0..16);
+            expect_frames(&mut driver, 0..16);
+        }
     }
 }
 
 #[test]
 fn after_a_reset_with_frames_on_their_way_the_device_writes_nothing() {
-    let (rig, mut bystander) = with_a_bystander();
+    let (rig, mut bystander) = with_a_bystander("");
     for round in 0..10 {
-        let mut driver = rig.driver();
+        let mut driver = driver_of(&rig, FORMATS[usize::from(round % 2)]);
         let registers = Registers::of(&rig.machine);
         send(&mut driver, round..round + 32);
         registers
@@ -174,9 +276,7 @@ fn after_a_reset_with_frames_on_their_way_the_device_writes_nothing() {
 #[test]
 fn what_a_live_driver_must_not_write_changes_nothing() {
     use CommonRegister as R;
-    let rig = Rig::with_loopback("");
-    let mut driver = rig.driver();
-    let mut registers = Registers::of(&rig.machine);
+    let rig = rig();
     let writes = [
         (R::QueueSize, 0),
         (R::QueueSize, 3),
@@ -215,13 +315,18 @@ fn what_a_live_driver_must_not_write_changes_nothing() {
         ]
         .map(|register| registers.transport.read_common(register))
     };
-    for (number, (register, value)) in (0_u8..).zip(writes) {
-        for index in 0..3 {
+    for format in FORMATS {
+        let mut driver = driver_of(&rig, format);
+        let mut registers = Registers::of(&rig.machine);
+        for (number, index, (register, value)) in (0_u8..)
+            .zip(writes)
+            .flat_map(|(number, write)| [0, 1, 2].map(|index| (number, index, write)))
+        {
             registers.transport.write_common(R::QueueSelect, index);
             let before = queue(&registers);
             send(&mut driver, number..number + 4);
             registers.transport.write_common(register, value);
-            let case = format!("{register:?} = {value:#x} of queue {index}");
+            let case = format!("{register:?} = {value:#x} of queue {index}, {format:?}");
             assert_eq!(queue(&registers), before, "{case}");
             assert_eq!(registers.status(), 0x0f, "{case}");
             expect_frames(&mut driver, number..number + 4);
@@ -231,37 +336,40 @@ fn what_a_live_driver_must_not_write_changes_nothing() {
 
 #[test]
 fn frames_go_on_while_the_registers_move_and_at_the_place_where_they_went() {
-    let rig = Rig::with_loopback("");
-    let mut driver = rig.driver();
-    let registers = Registers::of(&rig.machine);
-    let home = registers.common(0);
-    let elsewhere = PCI_MMIO32.end - 0x10_0000;
-    for round in 0..20 {
-        send(&mut driver, round..round + 8);
-        // Decoding off, the move, decoding on: as Linux does.
-        change_command(&registers.view, registers.function, 0, MEMORY);
-        assert_eq!(registers.view.mmio_read(home + 0x14, Width::U8), 0xff);
-        Bar::assign(&registers.view, registers.function, 4, elsewhere);
-        change_command(&registers.view, registers.function, MEMORY, 0);
-        assert_eq!(registers.view.mmio_read(home + 0x14, Width::U8), 0xff);
-        assert_eq!(registers.view.mmio_read(elsewhere + 0x14, Width::U8), 0x0f);
-        // The driver kicks where nobody is any more; then somebody kicks in its stead.
-        send(&mut driver, round + 8..round + 16);
-        for queue in 0..2 {
-            let kick = registers.notify_address(queue);
-            assert!(kick > elsewhere);
-            registers.view.mmio_write(kick, Width::U16, queue.into());
+    let rig = rig();
+    for format in FORMATS {
+        let mut driver = driver_of(&rig, format);
+        let registers = Registers::of(&rig.machine);
+        let home = registers.common(0);
+        let elsewhere = PCI_MMIO32.end - 0x10_0000;
+        for round in 0..20 {
+            send(&mut driver, round..round + 8);
+            // Decoding off, the move, decoding on: as Linux does.
+            change_command(&registers.view, registers.function, 0, MEMORY);
+            assert_eq!(registers.view.mmio_read(home + 0x14, Width::U8), 0xff);
+            Bar::assign(&registers.view, registers.function, 4, elsewhere);
+            change_command(&registers.view, registers.function, MEMORY, 0);
+            assert_eq!(registers.view.mmio_read(home + 0x14, Width::U8), 0xff);
+            assert_eq!(registers.view.mmio_read(elsewhere + 0x14, Width::U8), 0x0f);
+            // The driver kicks where nobody is any more; then somebody kicks in its stead.
+            send(&mut driver, round + 8..round + 16);
+            for queue in 0..2 {
+                let kick = registers.notify_address(queue);
+                assert!(kick > elsewhere);
+                registers.view.mmio_write(kick, Width::U16, queue.into());
+            }
+            expect_frames(&mut driver, round..round + 16);
+            Bar::assign(&registers.view, registers.function, 4, home);
         }
-        expect_frames(&mut driver, round..round + 16);
-        Bar::assign(&registers.view, registers.function, 4, home);
     }
 }
 
 #[test]
 fn no_storm_of_accesses_beside_a_driver_at_work_keeps_the_next_from_working() {
-    let rig = Rig::with_loopback("");
+    let rig = rig();
     for seed in 1..=8 {
-        let mut driver = rig.driver();
+        let format = FORMATS[usize::from(seed % 2 == 0)];
+        let mut driver = driver_of(&rig, format);
         let registers = Registers::of(&rig.machine);
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -281,7 +389,7 @@ fn no_storm_of_accesses_beside_a_driver_at_work_keeps_the_next_from_working() {
         rig.machine.reset().unwrap();
         assert_eq!(rig.interrupts.vectors().1, 0, "seed {seed}: still routed");
         rig.machine.assign_resources().unwrap();
-        let mut driver = rig.driver();
+        let mut driver = driver_of(&rig, format);
         send(&mut driver, 0..16);
         expect_frames(&mut driver, 0..16);
     }
@@ -348,5 +456,7 @@ fn shared_memory(rig: &Rig) -> Vec<u8> {
     bytes
 }
 
+const POWER_MANAGEMENT: u8 = 1;
+const PCI_EXPRESS: u8 = 0x10;
 const MEMORY: u16 = 2;
 const BUS_MASTER: u16 = 4;
