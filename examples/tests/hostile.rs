@@ -121,6 +121,16 @@ fn send(driver: &mut Driver, numbers: impl IntoIterator<Item = u8>) {
     }
 }
 
+/// The numbers of the frames that are there now.
+fn received(driver: &mut Driver) -> Vec<u8> {
+    let mut buffer = [0; 2048];
+    let mut numbers = Vec::new();
+    while let Some(received) = driver.net.receive(&mut buffer).unwrap() {
+        numbers.push(buffer[..received.len][received.len - 1]);
+    }
+    numbers
+}
+
 /// Two NICs at work on one thread, and the driver of the second.
 fn with_a_bystander(properties: &str) -> (Rig, Driver) {
     let rig = Rig::with_loopback(&format!(",packed=on{properties}"));
@@ -177,8 +187,16 @@ fn without_bus_mastering_the_device_writes_nothing() {
                 .mmio_write(registers.notify_address(1), Width::U16, 1);
             let_work(&mut bystander);
             assert!(shared_memory(&rig) == before, "{format:?} {round}");
+            // Nor does it take what comes now.
+            send(&mut driver, round + 16..round + 24);
+            let_work(&mut bystander);
+            let early = received(&mut driver);
+            assert!(
+                early.iter().copied().eq((round..).take(early.len())) && early.len() <= 16,
+                "{format:?}: {early:?}"
+            );
             change_command(&registers.view, registers.function, BUS_MASTER, 0);
-            expect_frames(&mut driver, round..round + 16);
+            expect_frames(&mut driver, (round..round + 24).skip(early.len()));
         }
     }
 }
@@ -218,12 +236,24 @@ fn class_18_after_a_function_level_reset_with_frames_on_their_way_the_device_wri
             send(&mut driver, round..round + 32);
             let control = registers.capability(PCI_EXPRESS) + 8;
             (registers.view).config_write(registers.function, control, Width::U16, 0x8000);
+            let gone = |bar: u8| {
+                (registers.view).config_read(
+                    registers.function,
+                    0x10 + 4 * u16::from(bar),
+                    Width::U32,
+                ) & !0xf
+            };
+            assert_eq!([1, 4].map(gone), [0, 0], "BARs are as after power-on");
             // All of the memory that it had is somebody else's.
             let others = vec![0x5a; DMA.len as usize];
             rig.machine
                 .memory()
                 .write_slice(&others, GuestAddress(DMA.address))
                 .unwrap();
+            for queue in 0..3_u8 {
+                let kick = bars[1].unwrap().address + 0x3000 + 4 * u64::from(queue);
+                (registers.view).mmio_write(kick, Width::U16, queue.into());
+            }
             let_work(&mut bystander);
             assert!(shared_memory(&rig) == others, "{format:?} {round}");
             // As the kernel does, which has saved them.
