@@ -24,8 +24,8 @@ pub(crate) struct Holder<'a> {
     staged: Vec<(u16, u32)>,
     /// By name: what was said to be written.
     lens: Vec<u32>,
-    /// Where the queue stood when the last chain was taken.
-    before_last: QueueState,
+    /// What came next before the last chain was taken.
+    before_last: u16,
 }
 
 impl<'a> Holder<'a> {
@@ -35,7 +35,7 @@ impl<'a> Holder<'a> {
         assert_eq!(queue.is_packed(), features.contains(F::RING_PACKED));
         Self {
             memory,
-            before_last: queue.state(),
+            before_last: queue.state().next_avail,
             queue,
             features,
             chain: Chain::new(),
@@ -74,7 +74,7 @@ impl<'a> Holder<'a> {
             }
         }
         assert!(!was_broken);
-        self.before_last = before;
+        self.before_last = before.next_avail;
         let head = self.chain.head();
         assert!(head < self.queue.size());
         assert!(
@@ -106,10 +106,16 @@ impl<'a> Holder<'a> {
 
     pub(crate) fn undo_pop(&mut self) {
         let head = self.chain.head();
+        let next_used = self.queue.state().next_used;
         if self.queue.undo_pop(&mut self.chain) {
             assert!(self.in_flight.remove(&head), "{head} was not in flight");
             assert_eq!(self.order.pop_back(), Some((head, false)), "the last");
-            assert_eq!(self.queue.state(), self.before_last);
+            let next_avail = self.before_last;
+            let state = QueueState {
+                next_avail,
+                next_used,
+            };
+            assert_eq!(self.queue.state(), state);
         }
     }
 
