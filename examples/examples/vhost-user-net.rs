@@ -17,7 +17,8 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -36,7 +37,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 const HELP: &str = "\
 usage: vhost-user-net --socket PATH -netdev tap,id=ID[,...] [--queue-pairs N]
 
-  --socket PATH      where front ends connect; made anew
+  --socket PATH      where front ends connect; one that nobody listens at is made anew
   -netdev tap,...    the wire, with QEMU's options; queues=N for several pairs
   --queue-pairs N    of the netdev's queues use the first N (default: all)
 ";
@@ -173,8 +174,12 @@ struct Socket {
 
 impl Socket {
     fn bind(path: &Path) -> Result<Self, String> {
-        // Of a back end that ended without cleaning up; one that still listens keeps the connections it has.
-        let _ = std::fs::remove_file(path);
+        // Of a back end that ended without cleaning up: a socket at which nobody listens. Whatever else is there
+        // stays, and binding says so.
+        let is_socket = std::fs::symlink_metadata(path).is_ok_and(|at| at.file_type().is_socket());
+        if is_socket && UnixStream::connect(path).is_err() {
+            let _ = std::fs::remove_file(path);
+        }
         let listener = UnixListener::bind(path)
             .map_err(|error| format!("--socket {}: {error}", path.display()))?;
         Ok(Self {
