@@ -16,6 +16,8 @@ use virtqueue::mock::Driver;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::frame::TUNNELS;
+
 pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
 
 /// How the driver lays out its buffers.
@@ -68,7 +70,7 @@ pub(crate) struct Queue {
 }
 
 impl Nic {
-    /// A NIC whose backend is `port`, with all features that are offered and not in `without`.
+    /// A NIC whose backend is `port`, with all features that are offered and not in `without` or `TUNNELS`.
     pub fn new(port: Arc<Port>, without: NetF) -> Self {
         let context = EventLoop::new().unwrap();
         let config = VirtioNetConfig {
@@ -80,7 +82,7 @@ impl Nic {
         let transport: Weak<Health> = Arc::downgrade(&health);
         device.plugged(transport);
         let offered: F = device.offered_features();
-        let features = F::from(NetF::from(offered) - without);
+        let features = F::from(NetF::from(offered) - without - TUNNELS);
         device.negotiate(features).unwrap();
 
         let memory: Memory =

@@ -100,7 +100,12 @@ impl Receiver {
         }
         if size != FrameSize::Segmented && !mergeable {
             // Else each buffer must hold the largest frame.
-            left_out |= NetF::GUEST_TSO4 | NetF::GUEST_TSO6 | NetF::GUEST_ECN | NetF::GUEST_UFO;
+            left_out |= NetF::GUEST_TSO4
+                | NetF::GUEST_TSO6
+                | NetF::GUEST_ECN
+                | NetF::GUEST_UFO
+                | NetF::GUEST_USO4
+                | NetF::GUEST_USO6;
         }
         let nic = Nic::new(port, left_out);
         let mut receiver = Self {

@@ -16,7 +16,7 @@ use virtqueue::{QueueIndex, QueueState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::frame::{FrameSize, HEADER_LEN, PROTOCOL_LEN};
+use crate::frame::{FrameSize, HEADER_LEN, PROTOCOL_LEN, TUNNELS};
 use crate::nic::Memory;
 use crate::processor::{ThreadClock, pin};
 use crate::rings::FastRing;
@@ -57,8 +57,8 @@ impl fmt::Debug for Rig {
 }
 
 impl Rig {
-    /// A device on a netdev made of `netdev`, with all features that are offered but `without`, mergeable
-    /// buffers among them.
+    /// A device on a netdev made of `netdev`, with all features that are offered but `without` and
+    /// `TUNNELS`, mergeable buffers among them.
     pub fn new(netdev: &str, without: NetF) -> Self {
         let io = Arc::new(IoThread::new("device").unwrap());
         Self::on(&io, open_netdev(netdev), without)
@@ -79,7 +79,7 @@ impl Rig {
         let transport: Arc<dyn Transport> = Arc::new(NoTransport);
         device.plugged(Arc::downgrade(&transport));
         let offered: F = device.offered_features();
-        let features = F::from(NetF::from(offered) - without);
+        let features = F::from(NetF::from(offered) - without - TUNNELS);
         device.negotiate(features).unwrap();
         let memory: Memory =
             Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_LEN)]).unwrap());
