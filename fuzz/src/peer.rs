@@ -198,14 +198,9 @@ impl NetClient for Peer {
 impl VnetHeader for Peer {
     fn supported_offloads(&self) -> Offloads {
         Offloads {
-            csum: true,
-            tso4: true,
-            tso6: true,
-            ecn: true,
-            ufo: true,
-            uso4: true,
-            uso6: true,
-            ..Offloads::default()
+            udp_tunnel: false,
+            udp_tunnel_csum: false,
+            ..Offloads::ALL
         }
     }
 

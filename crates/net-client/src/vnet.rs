@@ -27,6 +27,37 @@ pub struct Offloads {
     pub udp_tunnel_csum: bool,
 }
 
+impl Offloads {
+    /// All that there are.
+    pub const ALL: Self = Self {
+        csum: true,
+        tso4: true,
+        tso6: true,
+        ecn: true,
+        ufo: true,
+        uso4: true,
+        uso6: true,
+        udp_tunnel: true,
+        udp_tunnel_csum: true,
+    };
+
+    /// What two receivers both cope with.
+    #[must_use]
+    pub fn both(self, other: Self) -> Self {
+        Self {
+            csum: self.csum && other.csum,
+            tso4: self.tso4 && other.tso4,
+            tso6: self.tso6 && other.tso6,
+            ecn: self.ecn && other.ecn,
+            ufo: self.ufo && other.ufo,
+            uso4: self.uso4 && other.uso4,
+            uso6: self.uso6 && other.uso6,
+            udp_tunnel: self.udp_tunnel && other.udp_tunnel,
+            udp_tunnel_csum: self.udp_tunnel_csum && other.udp_tunnel_csum,
+        }
+    }
+}
+
 /// A client that can carry a `virtio_net_hdr` in front of each frame.
 ///
 /// The NIC asks when it is created and sets at feature negotiation and reset, on whichever thread the

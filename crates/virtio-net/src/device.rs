@@ -119,7 +119,7 @@ impl<M: QueueMemory> VirtioNet<M> {
         let backend = pairs
             .iter()
             .map(|pair| pair.backend_offloads())
-            .reduce(|a, b| Some(both(a?, b?)))
+            .reduce(|a, b| Some(a?.both(b?)))
             .flatten();
         let (offered, withheld) = offered(&config, backend);
         let net = NetF::from(offered);
@@ -505,20 +505,5 @@ impl<M: QueueMemory> fmt::Debug for VirtioNet<M> {
             .field("offered", &self.offered)
             .field("pairs", &self.pairs)
             .finish_non_exhaustive()
-    }
-}
-
-/// What both can do.
-fn both(a: Offloads, b: Offloads) -> Offloads {
-    Offloads {
-        csum: a.csum && b.csum,
-        tso4: a.tso4 && b.tso4,
-        tso6: a.tso6 && b.tso6,
-        ecn: a.ecn && b.ecn,
-        ufo: a.ufo && b.ufo,
-        uso4: a.uso4 && b.uso4,
-        uso6: a.uso6 && b.uso6,
-        udp_tunnel: a.udp_tunnel && b.udp_tunnel,
-        udp_tunnel_csum: a.udp_tunnel_csum && b.udp_tunnel_csum,
     }
 }

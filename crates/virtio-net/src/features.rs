@@ -288,17 +288,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: Offloads = Offloads {
-        csum: true,
-        tso4: true,
-        tso6: true,
-        ecn: true,
-        ufo: true,
-        uso4: true,
-        uso6: true,
-        udp_tunnel: true,
-        udp_tunnel_csum: true,
-    };
+    const ALL: Offloads = Offloads::ALL;
     const HOST_TUNNEL: NetF = NetF::HOST_UDP_TUNNEL_GSO.union(NetF::HOST_UDP_TUNNEL_GSO_CSUM);
     const GUEST_TUNNEL: NetF = NetF::GUEST_UDP_TUNNEL_GSO.union(NetF::GUEST_UDP_TUNNEL_GSO_CSUM);
 

@@ -114,17 +114,7 @@ impl NetClient for Able {
 
 impl VnetHeader for Able {
     fn supported_offloads(&self) -> Offloads {
-        Offloads {
-            csum: true,
-            tso4: true,
-            tso6: true,
-            ecn: true,
-            ufo: true,
-            uso4: true,
-            uso6: true,
-            udp_tunnel: true,
-            udp_tunnel_csum: true,
-        }
+        Offloads::ALL
     }
 
     fn header_len(&self) -> usize {

@@ -9,20 +9,8 @@ use crate::harness::{ERR, Nic, OK, PeerState, RX, TX};
 /// `struct virtio_net_hdr_v1_hash_tunnel`
 const HEADER: usize = 24;
 
-const ALL: Offloads = Offloads {
-    csum: true,
-    tso4: true,
-    tso6: true,
-    ecn: true,
-    ufo: true,
-    uso4: true,
-    uso6: true,
-    udp_tunnel: true,
-    udp_tunnel_csum: true,
-};
-
 fn able(peer: &mut PeerState) {
-    peer.can = ALL;
+    peer.can = Offloads::ALL;
     peer.max_frame = HEADER + 9000;
 }
 
@@ -97,14 +85,14 @@ fn received_frames_in_tunnels_are_told_to_a_driver_that_takes_them() {
 #[test]
 fn the_driver_switches_them_by_bits_of_their_own() {
     let mut nic = Nic::with(&able, NetF::all());
-    assert_eq!(nic.peer.state().offloads.last(), Some(&ALL));
+    assert_eq!(nic.peer.state().offloads.last(), Some(&Offloads::ALL));
     let segments = 1 << 1 | 1 << 7 | 1 << 8 | 1 << 54 | 1 << 55_u64;
     let plain = Offloads {
         ecn: false,
         ufo: false,
         udp_tunnel: false,
         udp_tunnel_csum: false,
-        ..ALL
+        ..Offloads::ALL
     };
     let tunnel = Offloads {
         udp_tunnel: true,
