@@ -32,6 +32,10 @@ pub struct VirtioNetConfig {
     pub rss: bool,
     /// The driver is told the hash of each frame that it receives.
     pub hash: bool,
+    /// When what the driver makes available for transmission is taken.
+    pub tx: TxMitigation,
+    /// With [`TxMitigation::Timer`], how long after the driver's kick, in nanoseconds.
+    pub x_txtimer: u32,
     /// Frames that are transmitted in one turn, before others on the same context have theirs.
     pub x_txburst: u32,
     /// The driver may leave checksums of frames that it sends to the host.
@@ -143,6 +147,29 @@ impl FromStr for Duplex {
     }
 }
 
+/// When what the driver makes available for transmission is taken: QEMU's `tx`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TxMitigation {
+    /// At the driver's kick.
+    #[default]
+    Bh,
+    /// Some time after its kick ([`x_txtimer`](VirtioNetConfig::x_txtimer)), so that one turn is for more frames. A
+    /// driver that kicks once more meanwhile is not kept waiting any longer.
+    Timer,
+}
+
+impl FromStr for TxMitigation {
+    type Err = VirtioNetError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "bh" => Ok(Self::Bh),
+            "timer" => Ok(Self::Timer),
+            _ => Err(VirtioNetError::Tx(text.to_owned())),
+        }
+    }
+}
+
 impl Default for VirtioNetConfig {
     fn default() -> Self {
         Self {
@@ -155,6 +182,8 @@ impl Default for VirtioNetConfig {
             mq: false,
             rss: false,
             hash: false,
+            tx: TxMitigation::Bh,
+            x_txtimer: 150_000,
             x_txburst: 256,
             csum: true,
             guest_csum: true,

@@ -104,7 +104,7 @@ impl<M: QueueMemory> VirtioNet<M> {
             .map(|i| {
                 let name = format!("virtio-net.{i}");
                 let context = contexts.get(i).unwrap_or(first_context).clone();
-                Pair::new(name, shared.clone(), config.x_txburst, context, i == 0)
+                Pair::new(name, shared.clone(), &config, context, i == 0)
             })
             .collect();
         Pair::introduce(&pairs);

@@ -30,6 +30,9 @@ pub enum VirtioNetError {
     /// `duplex` is no duplex mode.
     #[error("'duplex' must be 'half' or 'full'")]
     Duplex(String),
+    /// `tx` is nothing that is known.
+    #[error("'tx' must be 'timer' or 'bh'")]
+    Tx(String),
     /// The backend has more queues than are supported.
     #[error("Invalid number of queue pairs (= {0}), must be a positive integer less than 257.")]
     QueuePairs(usize),

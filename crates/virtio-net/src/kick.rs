@@ -82,6 +82,10 @@ impl Watch {
         }
     }
 
+    pub(crate) fn timer_is_armed(&self) -> bool {
+        self.armed
+    }
+
     /// The timer has gone off. `false`: it had been disarmed by then, and does not count.
     pub(crate) fn timer_expired(&mut self) -> bool {
         std::mem::take(&mut self.armed)

@@ -85,10 +85,8 @@ const PROPERTIES: &[PropertyInfo] = &[
         Value::Int(1..) => Ok(()),
         _ => Err("takes at least 1".to_owned()),
     }),
-    PropertyInfo::str("tx").check(|value| match value {
-        Value::Str(text) if text == "bh" => Ok(()),
-        _ => Err("is not supported with any value but 'bh'".to_owned()),
-    }),
+    PropertyInfo::str("tx"),
+    PropertyInfo::u32("x-txtimer", 150_000),
     PropertyInfo::i32("speed", -1),
     PropertyInfo::str("duplex"),
     PropertyInfo::bool("mq", false).describe("on/off"),
@@ -162,7 +160,6 @@ const UNBUILT: &[PropertyInfo] = &[
     off("guest_rsc_ext", false),
     PropertyInfo::new("bootindex", Kind::I32).unbuilt(Unbuilt::Only(&Value::Int(-1))),
     PropertyInfo::u32("rsc_interval", 300_000).unbuilt(Unbuilt::Only(&Value::Int(300_000))),
-    PropertyInfo::u32("x-txtimer", 150_000).unbuilt(Unbuilt::Only(&Value::Int(150_000))),
     // There is no backend with an MTU of its own to bypass.
     PropertyInfo::bool("x-mtu-bypass-backend", true).unbuilt(Unbuilt::Only(&Value::Bool(true))),
 ];
@@ -277,6 +274,8 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
             Some(u32::try_from(speed).map_err(invalid)?)
         }
     };
+    let tx = device.get::<Option<String>>("tx")?;
+    let tx = tx.map(|text| text.parse()).transpose();
     let duplex = device.get::<Option<String>>("duplex")?;
     let duplex = duplex.map(|text| text.parse()).transpose();
     Ok(VirtioNetConfig {
@@ -289,6 +288,8 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
         mq: device.get("mq")?,
         rss: device.get("rss")?,
         hash: device.get("hash")?,
+        tx: tx.map_err(Error::other)?.unwrap_or_default(),
+        x_txtimer: device.get("x-txtimer")?,
         x_txburst: u32::try_from(device.get::<i32>("x-txburst")?).unwrap_or(1),
         csum: device.get("csum")?,
         gso: device.get("gso")?,

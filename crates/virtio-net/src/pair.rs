@@ -1,6 +1,7 @@
 //! One receive and one transmit queue with their port: the net client.
 
 mod all;
+mod delay;
 mod limits;
 mod notifications;
 mod steering;
@@ -9,6 +10,7 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, TryLockError, Weak};
+use std::time::Duration;
 
 use iothread::AioContext;
 use net_client::{
@@ -23,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub(crate) use self::all::{set_offloads, set_queue_pairs};
 use self::limits::Waits;
 use self::steering::Steering;
+use crate::VirtioNetConfig;
 use crate::features::header_len;
 use crate::filter::{FilterView, Mac};
 use crate::hash::HashView;
@@ -68,6 +71,8 @@ pub(crate) struct Pair<M: QueueMemory> {
     shared: Arc<Shared>,
     port: Arc<Port>,
     burst: u32,
+    /// How long after its kick the transmit queue is looked at, where not at once.
+    delay: Option<Duration>,
     /// A leaf lock.
     context: Mutex<Arc<dyn AioContext>>,
     rx: Mutex<Rx<M>>,
@@ -92,7 +97,7 @@ impl<M: QueueMemory> Pair<M> {
     pub(crate) fn new(
         name: String,
         shared: Arc<Shared>,
-        burst: u32,
+        config: &VirtioNetConfig,
         context: Arc<dyn AioContext>,
         enabled: bool,
     ) -> Arc<Self> {
@@ -100,7 +105,8 @@ impl<M: QueueMemory> Pair<M> {
             me: me.clone(),
             port: Port::new(name.clone(), me.clone() as Weak<dyn NetClient>),
             name,
-            burst,
+            burst: config.x_txburst,
+            delay: delay::of(config),
             context: Mutex::new(context),
             rx: Mutex::new(Rx::new(enabled)),
             tx: Mutex::new(Tx::new(enabled)),
@@ -376,10 +382,6 @@ impl<M: QueueMemory> Pair<M> {
         Watch::with_timer(&context, kick, self.me.clone(), kicked, Some(expired))
     }
 
-    fn watch_tx(&self, kick: &Arc<EventFd>) -> io::Result<Watch> {
-        Watch::new(&lock(&self.context), kick, self.me.clone(), Self::turn_tx)
-    }
-
     /// Works on the receive queue, then does what that has left to do. That the queue is broken is said under
     /// its lock: a reset waits for that, so it is not said of the next driver's.
     fn with_rx<R>(&self, work: impl FnOnce(&mut Rx<M>) -> (R, After)) -> R {
@@ -396,13 +398,17 @@ impl<M: QueueMemory> Pair<M> {
         result
     }
 
-    /// Takes a turn of the transmit queue.
+    /// The driver has kicked: takes a turn of the transmit queue, now or later.
     #[doc(alias = "virtio_net_handle_tx_bh")]
+    #[doc(alias = "virtio_net_handle_tx_timer")]
     fn turn_tx(&self) {
         let sender = self.port.sender();
         self.with_tx(|tx| {
             tx.statistics.kicks += 1;
-            self.send_frames(tx, &sender)
+            match self.delay {
+                Some(delay) if tx.put_off(delay) => TurnEnd::Idle,
+                _ => self.send_frames(tx, &sender),
+            }
         });
     }
 

@@ -1,6 +1,7 @@
 //! The transmit direction.
 
 use std::fmt;
+use std::time::Duration;
 
 use net_client::{DropReason, Frame, IoVec, Port, Received, Sender, Token, copy_from_iov};
 use virtio::net::F as NetF;
@@ -43,6 +44,8 @@ pub(crate) struct ActiveTx<M: QueueMemory> {
     /// Both sides have the usual header, and frames may have any source.
     is_plain: bool,
     iov: Vec<IoVec>,
+    /// A turn ended with its burst: what is left needs no kick of the driver's.
+    more: bool,
     /// Neither paused nor being stopped.
     pub(crate) running: bool,
     /// Nothing is sent before the peer has room again.
@@ -100,12 +103,36 @@ impl<M: QueueMemory> Tx<M> {
         }
     }
 
+    /// The driver has kicked, and what it has made available is sent `delay` later: more may come until then, and no
+    /// kick is asked for. `false` where a turn is to be taken now: it has kicked all the same, and has waited.
+    pub(crate) fn put_off(&mut self, delay: Duration) -> bool {
+        let Some(active) = self.active.as_mut().filter(|a| a.running && !a.waiting) else {
+            return false;
+        };
+        let Some(watch) = &mut active.watch else {
+            return false;
+        };
+        if active.more || watch.timer_is_armed() {
+            return false;
+        }
+        active.flight.queue.disable_notifications();
+        watch.arm_timer(delay);
+        true
+    }
+
+    /// The time after a kick is over. `false` if a turn was taken before it was.
+    pub(crate) fn waited(&mut self) -> bool {
+        let watch = self.active.as_mut().and_then(|a| a.watch.as_mut());
+        watch.is_some_and(Watch::timer_expired)
+    }
+
     /// Sends what the driver has made available, up to `burst` frames.
     #[doc(alias = "virtio_net_flush_tx")]
     pub(crate) fn turn(&mut self, port: &Port, sender: &Sender<'_>, burst: u32) -> TurnEnd {
         let Some(active) = self.active.as_mut().filter(|a| a.running && !a.waiting) else {
             return TurnEnd::Idle;
         };
+        active.wait_no_more();
         let end = active.turn(port, sender, burst, self.enabled, &mut self.statistics);
         active.finish(sender, &mut self.statistics);
         match end {
@@ -171,6 +198,7 @@ impl<M: QueueMemory> Tx<M> {
                 active.flight.done(active.chain.head());
             }
             active.waiting = false;
+            active.wait_no_more();
             active.publish(&mut self.statistics);
             if active.gate.release() {
                 active.tell(&mut self.statistics);
@@ -220,6 +248,7 @@ impl<M: QueueMemory> ActiveTx<M> {
             batch: batch(size),
             is_plain: is_usual(&layout),
             iov: Vec::new(),
+            more: false,
             running,
             waiting: false,
             watch: None,
@@ -241,6 +270,14 @@ impl<M: QueueMemory> ActiveTx<M> {
         &self.loan
     }
 
+    /// The queue is looked at, whatever for.
+    fn wait_no_more(&mut self) {
+        self.more = false;
+        if let Some(watch) = &mut self.watch {
+            watch.disarm_timer();
+        }
+    }
+
     fn turn(
         &mut self,
         port: &Port,
@@ -254,6 +291,7 @@ impl<M: QueueMemory> ActiveTx<M> {
         loop {
             if left == 0 {
                 // Others on this context have their turn first.
+                self.more = true;
                 again(&self.loan.kick);
                 return Ok(());
             }

@@ -7,6 +7,8 @@ mod announce;
 mod coalesce;
 #[path = "device/ctrl.rs"]
 mod ctrl;
+#[path = "device/delayed.rs"]
+mod delayed;
 #[path = "device/filter.rs"]
 mod filter;
 #[path = "device/harness.rs"]

@@ -5,6 +5,7 @@
 mod announce;
 mod coalesce;
 mod ctrl;
+mod delayed;
 mod filter;
 mod harness;
 mod headers;

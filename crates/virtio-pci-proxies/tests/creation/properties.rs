@@ -179,6 +179,24 @@ fn values_that_are_what_the_device_does_anyway_are_taken() {
 }
 
 #[test]
+fn what_is_sent_is_taken_at_the_kick_or_after_a_time_and_in_no_other_way() {
+    let rig = Rig::new();
+    for (tx, taken) in [("bh", true), ("timer", true), ("", false), ("Timer", false)] {
+        let made = rig.device(&format!("virtio-net-pci,id=a,tx={tx},x-txtimer=200000"));
+        if taken {
+            made.unwrap();
+            let read = rig.machine.qom_get("a", "x-txtimer").unwrap();
+            assert_eq!(read.to_string(), "200000");
+            rig.machine.device_del("a").unwrap();
+        } else {
+            let error = made.unwrap_err().to_string();
+            assert_eq!(error, "'tx' must be 'timer' or 'bh'", "{tx}");
+            rig.assert_empty(tx);
+        }
+    }
+}
+
+#[test]
 fn a_property_cannot_be_set_once_the_device_is_realized() {
     let rig = Rig::new();
     let device = rig.device("virtio-net-pci,id=net0").unwrap();
