@@ -314,7 +314,7 @@ fn chains(size: FrameSize, buffers: Buffers) -> Vec<(Option<u64>, Vec<Buffer>)> 
 const PAGE: u64 = 4096;
 /// Bytes of a buffer that others are merged with, as Linux makes them for an MTU of 1500.
 const MERGEABLE_LEN: usize = 1536;
-/// The largest frame that a driver has to have room for (virtio 1.4, 5.1.6.3.1).
+/// The largest frame that a driver has to have room for (virtio 1.4, 5.1.9.3.1).
 const LARGEST_LEN: usize = 65550;
 /// Where the header has `num_buffers`.
 const NUM_BUFFERS: u64 = 10;

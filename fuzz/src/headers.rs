@@ -127,7 +127,7 @@ impl Header {
     }
 }
 
-/// What the peer gets of a header before `len` bytes (virtio 1.4, 5.1.6.2.1), if it gets the frame at all.
+/// What the peer gets of a header before `len` bytes (virtio 1.4, 5.1.9.2.1), if it gets the frame at all.
 fn expected(header: Header, len: usize, negotiated: NetF) -> Option<Header> {
     if !(14..=LONGEST).contains(&len) {
         return None;

@@ -259,7 +259,7 @@ fn look_at(iov: &[IoVec]) -> Vec<u8> {
     bytes
 }
 
-/// What the NIC has checked (virtio 1.4, 5.1.6.2), in other words.
+/// What the NIC has checked (virtio 1.4, 5.1.9.2), in other words.
 fn check_header(header: &[u8], frame_len: usize, negotiated: NetF) {
     let field = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
     let (flags, gso_type) = (header[0], header[1]);

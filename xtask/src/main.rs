@@ -3,12 +3,14 @@
 //! | chore | what it does |
 //! |---|---|
 //! | `layers` | checks that the arrows between crates point downwards: [`layers`] |
+//! | `conformance` | checks the tables of what the specification demands and the tests that they name: [`conformance`] |
 //! | `fuzz` | runs each fuzz target for some seconds: [`fuzz`] |
 //! | `lines` | checks how long files are, and what in them can panic: [`lines`] |
 //! | `sanitize` | runs tests under AddressSanitizer: [`sanitize`] |
 //! | `vhost-user` | tries the vhost-user back end with front ends of others: [`vhost_user`] |
 //! | `guest` | boots stock Linux under the example VMM and tries the NIC from inside: [`guest`] |
 
+mod conformance;
 mod fuzz;
 mod guest;
 mod layers;
@@ -16,6 +18,7 @@ mod lines;
 mod sanitize;
 mod vhost_user;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -25,6 +28,7 @@ fn main() -> ExitCode {
         Some("guest") => guest::main(args.collect()),
         Some("sanitize") => sanitize::main(args.collect()),
         Some("vhost-user") => vhost_user::main(args.collect()),
+        Some("conformance") => answer("conformance", conformance::check(Path::new("."))),
         Some("layers") => answer("layers", layers::check()),
         Some("lines") => answer("lines", lines::check()),
         Some("help" | "-h" | "--help") => {
@@ -58,6 +62,9 @@ usage: cargo xtask CHORE ...
 chores:
   layers   check that no crate depends on one of its own level or above
   lines    check that no file is too long, and that almost nothing can panic
+  conformance
+           check the tables of what the specification demands, and that the tests
+           that they name exist
   fuzz     run each fuzz target for some seconds (cargo xtask fuzz --help)
   sanitize run tests under AddressSanitizer (cargo xtask sanitize --help)
   guest    boot stock Linux under the example VMM and try the NIC from inside

@@ -38,7 +38,7 @@ pub struct NetConfig<'a> {
     pub queue_size: u16,
     /// Bytes in each receive buffer, header included. Without `VIRTIO_NET_F_MRG_RXBUF` it must
     /// hold the longest frame that the device may deliver: 1526 bytes, or 65562 with receive
-    /// segmentation offloads (virtio 1.4, 5.1.6.3.1).
+    /// segmentation offloads (virtio 1.4, 5.1.9.3.1).
     pub receive_buffer_len: u32,
     /// Bytes in each transmit buffer, header included.
     pub transmit_buffer_len: u32,
@@ -333,7 +333,7 @@ impl<P: Platform, const N: usize> NetDriver<P, N> {
     }
 
     /// Changes which receive offloads the device may use; bits are those of the features
-    /// (virtio 1.4, 5.1.6.5.6). `wait` as for [`control`](Self::control).
+    /// (virtio 1.4, 5.1.9.5.6). `wait` as for [`control`](Self::control).
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Asking the driver to announce itself on the link (virtio 1.4, 5.1.6.5.4).
+//! Asking the driver to announce itself on the link (virtio 1.4, 5.1.9.5.4).
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;

@@ -318,7 +318,7 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
         allowed,
         ..
     } = *layout;
-    // With VERSION_1 it is 1 where frames are not merged (virtio 1.4, 5.1.6.3.2).
+    // With VERSION_1 it is 1 where frames are not merged (virtio 1.4, 5.1.9.3.2).
     let count = if little_endian {
         buffers.to_le_bytes()
     } else {
@@ -344,7 +344,7 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
         write(0, zeroes.get(..header_len.min(HASH)).unwrap_or_default());
         [0, GSO_NONE]
     } else {
-        // The peer was told what the driver copes with; here it is seen to (virtio 1.4, 5.1.6.4.1).
+        // The peer was told what the driver copes with; here it is seen to (virtio 1.4, 5.1.9.4.1).
         let [flags, gso_type] = read_start_of(first);
         let gso_size = || {
             let mut size = [0; 2];

@@ -1,4 +1,4 @@
-//! Notifications that are held back, so that one stands for many (virtio 1.4, 5.1.6.5.10).
+//! Notifications that are held back, so that one stands for many (virtio 1.4, 5.1.9.5.10).
 
 use std::time::Duration;
 

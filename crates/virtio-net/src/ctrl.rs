@@ -1,4 +1,4 @@
-//! The control queue (virtio 1.4, 5.1.6.5).
+//! The control queue (virtio 1.4, 5.1.9.5).
 
 mod command;
 mod data;
@@ -22,7 +22,7 @@ use crate::statistics::CtrlStatistics;
 
 /// Commands done in one turn.
 const BURST: usize = 64;
-/// `VIRTIO_NET_OK` (virtio 1.4, 5.1.6.5)
+/// `VIRTIO_NET_OK` (virtio 1.4, 5.1.9.5)
 const OK: u8 = 0;
 /// `VIRTIO_NET_ERR`
 const ERR: u8 = 1;

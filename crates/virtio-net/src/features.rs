@@ -8,7 +8,7 @@ use crate::{VirtioNetConfig, Withheld};
 
 /// An offload with the feature that lets the driver send such frames, and the one that lets it receive
 /// them. The second's bit is also the offload's in `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET` (virtio 1.4,
-/// 5.1.6.5.9).
+/// 5.1.9.5.9).
 struct Offload {
     host: NetF,
     guest: NetF,

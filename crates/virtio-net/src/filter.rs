@@ -1,5 +1,5 @@
 //! Which received frames the driver wants: the filters that it sets on the control queue (virtio 1.4,
-//! 5.1.6.5.1 to 5.1.6.5.3).
+//! 5.1.9.5.1 to 5.1.9.5.3).
 //!
 //! The control queue changes the one [`FilterCell`] of a device; each receive queue looks through a
 //! [`FilterView`] of its own.

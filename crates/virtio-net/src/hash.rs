@@ -1,4 +1,4 @@
-//! The hash of a received frame, and the queue that it leads to (virtio 1.4, 5.1.6.4.3 and 5.1.6.5.7).
+//! The hash of a received frame, and the queue that it leads to (virtio 1.4, 5.1.9.4.3 and 5.1.9.5.7).
 
 mod flow;
 mod toeplitz;
@@ -124,7 +124,7 @@ impl Hashing {
         }
     }
 
-    /// The pair that a frame goes to, if frames go where their hash leads (virtio 1.4, 5.1.6.5.7.3).
+    /// The pair that a frame goes to, if frames go where their hash leads (virtio 1.4, 5.1.9.5.7.3).
     pub(crate) fn destination(&self, start: &[u8]) -> Option<usize> {
         let table = self.steering.as_ref()?;
         let hash = self.hash(start);

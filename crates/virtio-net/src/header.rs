@@ -171,7 +171,7 @@ impl Header {
     }
 }
 
-/// What headers of received frames may say to the driver (virtio 1.4, 5.1.6.4.1).
+/// What headers of received frames may say to the driver (virtio 1.4, 5.1.9.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Allowed {
     pub(crate) flags: u8,
@@ -223,7 +223,7 @@ impl Allowed {
 
     /// The flags and the type that the driver is told of a frame of which the peer says these. A large frame has its
     /// checksum to be made and the size of its segments, and says nothing of checksums in tunnels being right
-    /// (virtio 1.4, 5.1.6.4.1); one that has not is not told as large.
+    /// (virtio 1.4, 5.1.9.4.1); one that has not is not told as large.
     pub(crate) fn told(self, flags: u8, gso_type: u8, gso_size: impl FnOnce() -> u16) -> (u8, u8) {
         let mut told = flags & self.flags;
         if gso_type == GSO_NONE {
@@ -262,7 +262,7 @@ impl TxRules {
         Self { features }
     }
 
-    /// Checks a header against the `frame_len` bytes behind it (virtio 1.4, 5.1.6.2.1), and returns what the
+    /// Checks a header against the `frame_len` bytes behind it (virtio 1.4, 5.1.9.2.1), and returns what the
     /// backend is told: flags that a driver does not set are cleared, `hdr_len`, a mere hint, is
     /// not past the frame, and fields that do not count are 0.
     pub(crate) fn check(&self, header: &Header, frame_len: usize) -> Result<Header, HeaderFault> {
@@ -322,7 +322,7 @@ impl TxRules {
         Ok(clean)
     }
 
-    /// Checks what a header says of the tunnel around a large frame (virtio 1.4, 5.1.6.2.2).
+    /// Checks what a header says of the tunnel around a large frame (virtio 1.4, 5.1.9.2.2).
     fn check_tunnel(&self, header: &Header, kind: u8) -> Result<(), HeaderFault> {
         if !self.features.contains(NetF::HOST_UDP_TUNNEL_GSO) {
             return Err(HeaderFault::GsoNotNegotiated);
@@ -485,7 +485,7 @@ mod tests {
         }
     }
 
-    /// virtio 1.4, 5.1.6.2.2
+    /// virtio 1.4, 5.1.9.2.2
     #[test]
     fn a_tunnel_that_does_not_fit_its_frame_or_itself_is_refused() {
         use HeaderFault::*;

@@ -85,7 +85,7 @@ impl<M: QueueMemory> Rx<M> {
     }
 
     /// Takes a frame that its hash has led here, perhaps from another pair's port: what has no room, or finds no queue,
-    /// is dropped, so that it does not hold up frames for other queues (virtio 1.4, 5.1.6.5.7.3).
+    /// is dropped, so that it does not hold up frames for other queues (virtio 1.4, 5.1.9.5.7.3).
     pub(crate) fn receive_steered(
         &mut self,
         frame: &Frame<'_>,

@@ -1,5 +1,7 @@
 //! Of the tests of `toy/` those that are about what queues do, with packed rings: the driver knows by the name of the
 //! program.
+//!
+//! Without `legacy` and `looks`: a legacy driver has split rings, and what is looked at has none.
 #![expect(clippy::unwrap_used, reason = "a test ends when its scaffold fails")]
 #![allow(
     dead_code,

@@ -1,4 +1,4 @@
-//! Commands for the control queue that there are (virtio 1.4, 5.1.6.5), with as much data as they have.
+//! Commands for the control queue that there are (virtio 1.4, 5.1.9.5), with as much data as they have.
 
 /// Class, command and data, of which `bits` and `len` decide.
 pub(super) fn known(class: u8, command: u8, bits: [u8; 8], len: u16) -> Vec<u8> {

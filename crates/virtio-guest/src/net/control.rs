@@ -2,7 +2,7 @@
 
 use crate::{DmaMemory, DmaRegion, Error, Platform, VirtQueue};
 
-/// The control queue and the memory for one command (virtio 1.4, 5.1.6.5).
+/// The control queue and the memory for one command (virtio 1.4, 5.1.9.5).
 #[derive(Debug)]
 pub struct ControlQueue {
     queue: VirtQueue<{ Self::CAPACITY }>,
@@ -101,5 +101,5 @@ impl ControlQueue {
     }
 }
 
-/// `VIRTIO_NET_OK` (virtio 1.4, 5.1.6.5).
+/// `VIRTIO_NET_OK` (virtio 1.4, 5.1.9.5).
 const ACK_OK: u8 = 0;

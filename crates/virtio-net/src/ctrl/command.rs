@@ -1,4 +1,4 @@
-//! The commands of the control queue (virtio 1.4, 5.1.6.5).
+//! The commands of the control queue (virtio 1.4, 5.1.9.5).
 
 use std::sync::Arc;
 
@@ -79,7 +79,7 @@ impl<M: QueueMemory> Commands<'_, M> {
         }
     }
 
-    /// `VIRTIO_NET_CTRL_RX` (virtio 1.4, 5.1.6.5.1). QEMU 7.2: whatever is not 0 switches on.
+    /// `VIRTIO_NET_CTRL_RX` (virtio 1.4, 5.1.9.5.1). QEMU 7.2: whatever is not 0 switches on.
     #[doc(alias = "virtio_net_handle_rx_mode")]
     fn rx(&self, command: ctrl::Rx, mut data: Data<'_, M>) -> Option<()> {
         use ctrl::Rx::{Allmulti, Promisc};
@@ -104,7 +104,7 @@ impl<M: QueueMemory> Commands<'_, M> {
         })
     }
 
-    /// `VIRTIO_NET_CTRL_MAC` (virtio 1.4, 5.1.6.5.2)
+    /// `VIRTIO_NET_CTRL_MAC` (virtio 1.4, 5.1.9.5.2)
     #[doc(alias = "virtio_net_handle_mac")]
     fn mac(&self, command: ctrl::Mac, mut data: Data<'_, M>) -> Option<()> {
         match command {
@@ -137,7 +137,7 @@ impl<M: QueueMemory> Commands<'_, M> {
         }
     }
 
-    /// `VIRTIO_NET_CTRL_VLAN` (virtio 1.4, 5.1.6.5.3)
+    /// `VIRTIO_NET_CTRL_VLAN` (virtio 1.4, 5.1.9.5.3)
     #[doc(alias = "virtio_net_handle_vlan_table")]
     fn vlan(&self, command: ctrl::Vlan, mut data: Data<'_, M>) -> Option<()> {
         let wanted = match command {
@@ -153,7 +153,7 @@ impl<M: QueueMemory> Commands<'_, M> {
         })
     }
 
-    /// `VIRTIO_NET_CTRL_ANNOUNCE` (virtio 1.4, 5.1.6.5.4)
+    /// `VIRTIO_NET_CTRL_ANNOUNCE` (virtio 1.4, 5.1.9.5.4)
     #[doc(alias = "virtio_net_handle_announce")]
     fn announce(&self, command: ctrl::Announce, data: &Data<'_, M>) -> Option<()> {
         if command != ctrl::Announce::Ack || !data.is_empty() {
@@ -164,7 +164,7 @@ impl<M: QueueMemory> Commands<'_, M> {
         Some(())
     }
 
-    /// `VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET` (virtio 1.4, 5.1.6.5.6)
+    /// `VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET` (virtio 1.4, 5.1.9.5.6)
     #[doc(alias = "virtio_net_handle_mq")]
     fn queue_pairs(&self, mut data: Data<'_, M>) -> Option<()> {
         self.negotiated(NetF::MQ)?;
@@ -185,7 +185,7 @@ impl<M: QueueMemory> Commands<'_, M> {
             .ok()
     }
 
-    /// `VIRTIO_NET_CTRL_MQ_RSS_CONFIG` (virtio 1.4, 5.1.6.5.7). The pairs in use are as many as may transmit, and as
+    /// `VIRTIO_NET_CTRL_MQ_RSS_CONFIG` (virtio 1.4, 5.1.9.5.7). The pairs in use are as many as may transmit, and as
     /// many as frames are steered to.
     #[doc(alias = "virtio_net_handle_rss")]
     fn rss(&self, mut data: Data<'_, M>) -> Option<()> {
@@ -220,7 +220,7 @@ impl<M: QueueMemory> Commands<'_, M> {
         Some(())
     }
 
-    /// `VIRTIO_NET_CTRL_MQ_HASH_CONFIG` (virtio 1.4, 5.1.6.5.6.4)
+    /// `VIRTIO_NET_CTRL_MQ_HASH_CONFIG` (virtio 1.4, 5.1.9.5.6.4)
     fn hash(&self, mut data: Data<'_, M>) -> Option<()> {
         self.negotiated(NetF::HASH_REPORT)?;
         let types = take_hash_types(&mut data)?;
@@ -235,7 +235,7 @@ impl<M: QueueMemory> Commands<'_, M> {
         Some(())
     }
 
-    /// `VIRTIO_NET_CTRL_GUEST_OFFLOADS` (virtio 1.4, 5.1.6.5.9)
+    /// `VIRTIO_NET_CTRL_GUEST_OFFLOADS` (virtio 1.4, 5.1.9.5.9)
     #[doc(alias = "virtio_net_handle_offloads")]
     fn guest_offloads(&self, command: ctrl::GuestOffloads, mut data: Data<'_, M>) -> Option<()> {
         if command != ctrl::GuestOffloads::Set {
@@ -284,7 +284,7 @@ impl<M: QueueMemory> Commands<'_, M> {
     }
 }
 
-/// Bits of `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET` (virtio 1.4, 5.1.6.5.9.1).
+/// Bits of `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET` (virtio 1.4, 5.1.9.5.9.1).
 const TUNNEL: u64 = 1 << 46;
 const TUNNEL_CSUM: u64 = 1 << 47;
 

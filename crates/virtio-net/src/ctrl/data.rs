@@ -32,7 +32,7 @@ impl<'a, M: QueueMemory> Data<'a, M> {
     }
 
     /// The next table of addresses: how many, then as many (`struct virtio_net_ctrl_mac`; virtio 1.4,
-    /// 5.1.6.5.2). `None` if fewer are left than it says. More than `room` are not kept: the table has
+    /// 5.1.9.5.2). `None` if fewer are left than it says. More than `room` are not kept: the table has
     /// overflown then.
     pub(super) fn take_macs(&mut self, little_endian: bool, room: usize) -> Option<MacTable> {
         let count = self.take()?;

@@ -1,4 +1,4 @@
-//! `VIRTIO_NET_CTRL_NOTF_COAL` (virtio 1.4, 5.1.6.5.10).
+//! `VIRTIO_NET_CTRL_NOTF_COAL` (virtio 1.4, 5.1.9.5.10).
 
 use virtio::net::F as NetF;
 use virtqueue::{QueueIndex, QueueMemory};

@@ -1,4 +1,4 @@
-//! `VIRTIO_NET_CTRL_STATS` (virtio 1.4, 5.1.6.5.11): what the device counts, as the driver may ask for it.
+//! `VIRTIO_NET_CTRL_STATS` (virtio 1.4, 5.1.9.5.11): what the device counts, as the driver may ask for it.
 
 use virtio::net::F as NetF;
 use virtqueue::{QueueIndex, QueueMemory};

@@ -45,7 +45,7 @@ pub struct SavedNet {
     pub queue_coalescing: Vec<[Option<SavedCoalescing>; 2]>,
 }
 
-/// Which frames a driver wants (virtio 1.4, 5.1.6.5.1 to 5.1.6.5.3).
+/// Which frames a driver wants (virtio 1.4, 5.1.9.5.1 to 5.1.9.5.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedFilter {
     /// Its address.
@@ -60,7 +60,7 @@ pub struct SavedFilter {
     pub vlans: Option<Box<[u64; 64]>>,
 }
 
-/// Which pair a hash leads to (virtio 1.4, 5.1.6.5.7).
+/// Which pair a hash leads to (virtio 1.4, 5.1.9.5.7).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedSteering {
     /// By the last bits of the hash.
@@ -69,7 +69,7 @@ pub struct SavedSteering {
     pub unclassified: u16,
 }
 
-/// How notifications of a queue are held back (virtio 1.4, 5.1.6.5.10).
+/// How notifications of a queue are held back (virtio 1.4, 5.1.9.5.10).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SavedCoalescing {
     /// Frames after which the driver is notified.

@@ -1,4 +1,4 @@
-//! Which packets belong together: what of a frame its hash is made of (virtio 1.4, 5.1.6.4.3).
+//! Which packets belong together: what of a frame its hash is made of (virtio 1.4, 5.1.9.4.3).
 
 use virtio::net::{HashReport, HashType};
 

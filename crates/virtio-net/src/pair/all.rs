@@ -10,7 +10,7 @@ use virtqueue::QueueMemory;
 use super::Pair;
 use crate::shared::lock;
 
-/// Makes the first `count` pairs those that the driver uses (virtio 1.4, 5.1.6.5.6).
+/// Makes the first `count` pairs those that the driver uses (virtio 1.4, 5.1.9.5.6).
 ///
 /// # Errors
 /// When a backend cannot take part; the pairs in use are then as they were.

@@ -1,4 +1,4 @@
-//! Asking the driver to announce itself (virtio 1.4, 5.1.6.5.4).
+//! Asking the driver to announce itself (virtio 1.4, 5.1.9.5.4).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -59,7 +59,7 @@ fn the_driver_is_asked_round_after_round_each_later_than_the_last() {
     }
 }
 
-/// virtio 1.4, 5.1.6.5.4.2
+/// virtio 1.4, 5.1.9.5.4.2
 #[test]
 fn the_bit_is_clear_before_the_answer_is_there() {
     let mut nic = Nic::new();

@@ -1,4 +1,4 @@
-//! Notifications that are held back (virtio 1.4, 5.1.6.5.10).
+//! Notifications that are held back (virtio 1.4, 5.1.9.5.10).
 
 use std::time::Duration;
 
@@ -122,7 +122,7 @@ fn as_many_frames_as_said_are_told_of_at_once() {
     }
 }
 
-/// virtio 1.4, 5.1.6.5.10.1: with either number 0 each is told of.
+/// virtio 1.4, 5.1.9.5.10.1: with either number 0 each is told of.
 #[test]
 fn nothing_is_held_back_with_either_number_0() {
     for (queue, command, pass) in DIRECTIONS {
@@ -137,7 +137,7 @@ fn nothing_is_held_back_with_either_number_0() {
     }
 }
 
-/// virtio 1.4, 5.1.6.5.10.4
+/// virtio 1.4, 5.1.9.5.10.4
 #[test]
 fn what_the_new_parameters_do_not_hold_back_is_told_of_when_they_are_set() {
     for (queue, command, pass) in DIRECTIONS {
@@ -154,7 +154,7 @@ fn what_the_new_parameters_do_not_hold_back_is_told_of_when_they_are_set() {
     }
 }
 
-/// virtio 1.4, 5.1.6.5.10.6: suppression by the driver holds all the same.
+/// virtio 1.4, 5.1.9.5.10.6: suppression by the driver holds all the same.
 #[test]
 fn a_driver_that_wants_no_notification_gets_none_when_the_time_is_over() {
     for (queue, command, pass) in DIRECTIONS {
@@ -183,7 +183,7 @@ fn frames_that_the_peer_completes_late_are_held_back_too() {
     assert_eq!(nic.calls[TX].count(), 1);
 }
 
-/// The example of virtio 1.4, 5.1.6.5.10: what was set last holds, by whichever command.
+/// The example of virtio 1.4, 5.1.9.5.10: what was set last holds, by whichever command.
 #[test]
 fn each_queue_has_what_was_set_last_for_it() {
     let config = VirtioNetConfig {

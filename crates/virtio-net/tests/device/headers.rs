@@ -1,4 +1,4 @@
-//! The header in front of received frames (virtio 1.4, 5.1.6.4.1).
+//! The header in front of received frames (virtio 1.4, 5.1.9.4.1).
 
 use virtio::net::F as NetF;
 

@@ -183,6 +183,61 @@ fn kicks_and_frames_before_driver_ok_do_nothing() {
     assert_eq!(nic.peer.state().to_give.len(), 1);
 }
 
+/// 2.5.2: "The device MUST allow reading of any device-specific configuration field before FEATURES_OK is set by the driver.
+/// This includes fields which are conditional on feature bits".
+#[test]
+fn every_field_is_there_before_negotiation() {
+    let config = VirtioNetConfig {
+        mq: true,
+        rss: true,
+        hash: true,
+        host_mtu: 0x5dc,
+        speed: Some(0x1234),
+        duplex: Some(virtio_net::Duplex::Full),
+        ..Default::default()
+    };
+    let nic = Nic::idle_pairs(2, config, &|_| {}, NetF::all());
+    assert_eq!(nic.device.config_len(), 24);
+    let mut read = [0xa5; 24];
+    nic.device.read_config(0, &mut read);
+    let (before_types, _) = read.split_at(20);
+    assert_eq!(before_types[..6], [0x52, 0x54, 0, 0x12, 0x34, 0x56], "mac");
+    assert_eq!(before_types[6..10], [1, 0, 2, 0], "status, pairs");
+    assert_eq!(before_types[10..12], [0xdc, 5], "mtu");
+    assert_eq!(before_types[12..17], [0x34, 0x12, 0, 0, 1], "speed, duplex");
+    assert_eq!(before_types[17..], [40, 128, 0], "key and table");
+    nic.device.negotiate(nic.features).unwrap();
+    let mut after = [0x5a; 24];
+    nic.device.read_config(0, &mut after);
+    assert_eq!(read, after, "nothing was missing");
+}
+
+/// 2.7.10.2: "The device MUST handle spurious notifications from the driver."
+#[test]
+fn kicks_for_nothing_do_nothing() {
+    let mut nic = Nic::new();
+    let calls = |nic: &Nic| -> Vec<usize> { nic.calls.iter().map(|call| call.count()).collect() };
+    for _ in 0..3 {
+        for kick in &nic.kicks {
+            kick.write(1).unwrap();
+        }
+        nic.turn();
+    }
+    assert_eq!(calls(&nic), [0; 3]);
+    assert_eq!(nic.peer.state().offers, 0);
+    // What comes then is served as ever, and a kick too many after it is for nothing as well.
+    nic.add_tx(&frame(PLAIN, 60, 0), &[]);
+    assert!(nic.kick(TX));
+    assert_eq!(nic.peer.take().len(), 1);
+    let told = calls(&nic);
+    assert_eq!(told, [0, 1, 0]);
+    nic.kicks[TX].write(5).unwrap();
+    nic.turn();
+    assert_eq!(calls(&nic), told);
+    assert_eq!(nic.used(TX).len(), 1);
+    assert!(nic.resets().is_empty());
+}
+
 #[test]
 fn what_was_queued_before_driver_ok_is_sent_at_the_first_kick() {
     let mut nic = Nic::idle(&|_| {}, NetF::all());

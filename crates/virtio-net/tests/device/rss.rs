@@ -1,4 +1,4 @@
-//! Hashes of received frames, and queues by hash (virtio 1.4, 5.1.6.4.3 and 5.1.6.5.7).
+//! Hashes of received frames, and queues by hash (virtio 1.4, 5.1.9.4.3 and 5.1.9.5.7).
 
 use std::net::Ipv4Addr;
 
@@ -315,7 +315,7 @@ fn fill(nic: &mut Nic) {
     }
 }
 
-/// virtio 1.4, 5.1.6.5.7.3
+/// virtio 1.4, 5.1.9.5.7.3
 #[test]
 fn a_frame_goes_to_the_queue_that_its_hash_leads_to_whichever_port_it_comes_from() {
     for port in 0..PAIRS {
@@ -423,7 +423,7 @@ fn the_pairs_in_use_are_those_that_transmit_and_those_that_frames_go_to() {
     );
 }
 
-/// virtio 1.4, 5.1.6.5.7.3
+/// virtio 1.4, 5.1.9.5.7.3
 #[test]
 fn a_frame_for_a_queue_that_is_being_reset_is_dropped() {
     let mut nic = nic();

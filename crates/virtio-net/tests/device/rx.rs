@@ -43,7 +43,7 @@ fn a_frame_lands_in_the_drivers_buffer_behind_its_header() {
     }
 }
 
-/// What a header says of checksums and segments (virtio 1.4, 5.1.6.4.1).
+/// What a header says of checksums and segments (virtio 1.4, 5.1.9.4.1).
 #[test]
 fn a_driver_that_copes_with_no_checksum_is_told_of_none_and_of_segments_neither() {
     let gso = NetF::GUEST_TSO4 | NetF::GUEST_TSO6 | NetF::GUEST_ECN;

@@ -1,4 +1,4 @@
-//! What the driver may ask of the device's counters (virtio 1.4, 5.1.6.5.11).
+//! What the driver may ask of the device's counters (virtio 1.4, 5.1.9.5.11).
 
 use virtio::net::F as NetF;
 use virtio_bus::VirtioDevice;

@@ -1,4 +1,4 @@
-//! Large frames inside UDP tunnels (virtio 1.4, 5.1.6.2 and 5.1.6.4).
+//! Large frames inside UDP tunnels (virtio 1.4, 5.1.9.2 and 5.1.9.4).
 
 use net_client::Offloads;
 use virtio::net::F as NetF;
