@@ -172,15 +172,23 @@ impl<M: QueueMemory> Chain<M> {
         self.position
     }
 
-    #[inline]
+    /// Is of `map` from now on. What it held is there yet.
+    #[inline(always)]
     pub(crate) fn begin(&mut self, head: u16, position: u16, map: &M::T) {
-        self.clear();
         self.head = head;
         self.position = position;
         // The old snapshot is alive, so a new one cannot have its address.
         if !self.map.as_deref().is_some_and(|old| ptr::eq(old, &**map)) {
-            self.map = Some(map.clone());
+            self.hold(map);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn hold(&mut self, map: &M::T) {
+        // First what points into the old one.
+        self.clear();
+        self.map = Some(map.clone());
     }
 
     /// Names it, where the name is found after the buffers.
@@ -195,6 +203,51 @@ impl<M: QueueMemory> Chain<M> {
         self.readable = 0;
         self.readable_len = 0;
         self.writable_len = 0;
+    }
+
+    /// Makes it one descriptor's buffer, as [`add`](Self::add) does with what is empty.
+    #[inline(always)]
+    pub(crate) fn set_one(
+        &mut self,
+        map: &M::M,
+        translation: &mut Translation,
+        address: u64,
+        len: u32,
+        writable: bool,
+    ) -> Result<(), Fault> {
+        self.segments.clear();
+        let (Some(ptr), Ok(count)) = (translation.find(map, address, len), usize::try_from(len))
+        else {
+            return self.set_pieces(map, translation, address, len, writable);
+        };
+        if len == 0 {
+            return Err(fault(QueueError::ZeroLength));
+        }
+        self.segments.push(Segment {
+            address: GuestAddress(address),
+            ptr,
+            len: count,
+        });
+        let readable = if writable { 0 } else { count };
+        self.readable = usize::from(!writable);
+        self.readable_len = readable;
+        self.writable_len = count - readable;
+        Ok(())
+    }
+
+    /// As [`set_one`](Self::set_one) where it is not all in one region.
+    #[cold]
+    #[inline(never)]
+    fn set_pieces(
+        &mut self,
+        map: &M::M,
+        translation: &mut Translation,
+        address: u64,
+        len: u32,
+        writable: bool,
+    ) -> Result<(), Fault> {
+        self.clear();
+        self.add(map, translation, address, len, writable)
     }
 
     /// Appends one descriptor's buffer, which is in `map`, the snapshot that the chain was begun with.

@@ -152,7 +152,7 @@ impl PackedQueue {
     }
 
     /// Takes the next chain. The answer is its buffer id.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn pop<M: QueueMemory>(
         &mut self,
         mut taking: Taking<'_, M>,
@@ -163,25 +163,23 @@ impl PackedQueue {
         if self.drained {
             return Ok(None);
         }
-        // Until the buffer id is known, at the end of the chain, it goes by its first descriptor.
-        chain.begin(self.next_avail.offset(), self.popped, taking.map);
         if self.room == 0 {
             return Err(fault(QueueError::Overrun(self.next_avail.offset())));
         }
+        // Until the buffer id is known, at the end of the chain, it goes by its first descriptor.
+        chain.begin(self.next_avail.offset(), self.popped, taking.map);
         let flags = first.fourth();
         let (id, count) = if flags & (NEXT | INDIRECT) == 0 {
             // What most chains of small frames are.
-            chain.add(
-                taking.map,
-                taking.translation,
-                first.address,
-                first.len(),
-                flags & WRITE != 0,
-            )?;
+            let (address, len) = (first.address, first.len());
+            let writable = flags & WRITE != 0;
+            chain.set_one(taking.map, taking.translation, address, len, writable)?;
             (first.third(), 1)
         } else if flags & INDIRECT != 0 {
+            chain.clear();
             (self.take_indirect(&mut taking, first, chain)?, 1)
         } else {
+            chain.clear();
             self.take_direct(taking.map, taking.translation, first, chain)?
         };
         let size = self.size;

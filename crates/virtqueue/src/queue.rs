@@ -94,7 +94,7 @@ impl<M: QueueMemory> VirtQueue<M> {
     /// When what the driver wrote makes no sense. The queue is broken from then on: each further
     /// call is [`QueueError::Broken`], and the device asks for a reset.
     #[doc(alias = "virtqueue_pop")]
-    #[inline]
+    #[inline(always)]
     pub fn pop(&mut self, chain: &mut Chain<M>) -> Result<bool, QueueError> {
         if self.broken {
             return Err(QueueError::Broken);
@@ -134,7 +134,7 @@ impl<M: QueueMemory> VirtQueue<M> {
     /// # Errors
     /// [`QueueError::NotInFlight`] when `head` was not popped or was completed before.
     #[doc(alias = "virtqueue_fill")]
-    #[inline]
+    #[inline(always)]
     pub fn push_used(&mut self, head: u16, len: u32) -> Result<(), QueueError> {
         if self.in_order.is_some() {
             return self.push_in_order(head, len);
@@ -235,20 +235,44 @@ impl<M: QueueMemory> VirtQueue<M> {
         self.broken
     }
 
-    #[inline]
+    #[inline(always)]
     fn try_pop(&mut self, chain: &mut Chain<M>) -> Result<bool, Fault> {
-        if self.ring.is_drained() {
-            self.follow_map()?;
-        }
-        let taking = Taking {
-            map: &self.map,
-            translation: &mut self.translation,
-            in_flight: &mut self.in_flight,
-            indirect: self.indirect,
-        };
+        let Self {
+            config,
+            memory,
+            map,
+            translation,
+            ..
+        } = self;
+        // A batch begins where what was seen to be available is taken.
         let popped = match &mut self.ring {
-            Ring::Split(split) => split.pop(taking, chain)?,
-            Ring::Packed(packed) => packed.pop(taking, chain)?,
+            Ring::Split(split) => {
+                if split.is_drained() {
+                    follow_map(memory, map, translation, |now| split.follow(config, now))?;
+                    if !split.look()? {
+                        return Ok(false);
+                    }
+                }
+                let taking = Taking {
+                    map,
+                    translation,
+                    in_flight: &mut self.in_flight,
+                    indirect: self.indirect,
+                };
+                Some(split.pop(taking, chain)?)
+            }
+            Ring::Packed(packed) => {
+                if packed.is_drained() {
+                    follow_map(memory, map, translation, |now| packed.follow(config, now))?;
+                }
+                let taking = Taking {
+                    map,
+                    translation,
+                    in_flight: &mut self.in_flight,
+                    indirect: self.indirect,
+                };
+                packed.pop(taking, chain)?
+            }
         };
         let Some(head) = popped else {
             return Ok(false);
@@ -259,23 +283,6 @@ impl<M: QueueMemory> VirtQueue<M> {
             in_order.popped(head, chain.position());
         }
         Ok(true)
-    }
-
-    /// Takes a new snapshot if the map of guest memory has changed.
-    #[inline(never)]
-    fn follow_map(&mut self) -> Result<(), Fault> {
-        let now = self.memory.memory();
-        // `self.map` is alive, so a new snapshot cannot have its address.
-        if !ptr::eq(&*now, &*self.map) {
-            let now = now.clone();
-            match &mut self.ring {
-                Ring::Split(split) => split.follow(&self.config, &*now)?,
-                Ring::Packed(packed) => packed.follow(&self.config, &*now)?,
-            }
-            self.translation = Translation::NONE;
-            self.map = now;
-        }
-        Ok(())
     }
 
     #[inline(never)]
@@ -320,16 +327,26 @@ impl<M: QueueMemory> VirtQueue<M> {
     }
 }
 
-impl Ring {
-    /// Whether what the driver has made available is looked at anew: a batch begins.
-    #[inline]
-    fn is_drained(&self) -> bool {
-        match self {
-            Self::Split(split) => split.is_drained(),
-            Self::Packed(packed) => packed.is_drained(),
-        }
+/// Takes a new snapshot if the map of guest memory has changed, in which the ring is to `follow`.
+#[inline(never)]
+fn follow_map<M: QueueMemory>(
+    memory: &M,
+    map: &mut M::T,
+    translation: &mut Translation,
+    follow: impl FnOnce(&M::M) -> Result<(), QueueError>,
+) -> Result<(), QueueError> {
+    let now = memory.memory();
+    // `map` is alive, so a new snapshot cannot have its address.
+    if !ptr::eq(&*now, &**map) {
+        let now = now.clone();
+        follow(&*now)?;
+        *translation = Translation::NONE;
+        *map = now;
     }
+    Ok(())
+}
 
+impl Ring {
     /// Stages a chain of so many entries as used.
     #[inline]
     fn write_used(&mut self, head: u16, len: u32, count: u16) {

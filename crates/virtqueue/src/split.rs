@@ -78,16 +78,13 @@ impl SplitQueue {
         self.next_avail == self.seen_avail
     }
 
-    /// Takes the next chain. The answer is its head.
-    #[inline]
+    /// Takes the next chain; there is one, as the last look has shown. The answer is its head.
+    #[inline(always)]
     pub(crate) fn pop<M: QueueMemory>(
         &mut self,
         taking: Taking<'_, M>,
         chain: &mut Chain<M>,
-    ) -> Result<Option<u16>, Fault> {
-        if self.is_drained() && !self.look()? {
-            return Ok(None);
-        }
+    ) -> Result<u16, Fault> {
         let head = self.rings.avail_entry(self.next_avail);
         let size = self.size;
         let Some(taken) = taking.in_flight.get_mut(usize::from(head)) else {
@@ -102,14 +99,10 @@ impl SplitQueue {
         let map = &**taking.map;
         if flags & (NEXT | INDIRECT) == 0 {
             // What most chains of small frames are.
-            chain.add(
-                map,
-                taking.translation,
-                descriptor.address,
-                descriptor.len(),
-                flags & WRITE != 0,
-            )?;
+            let (address, len) = (descriptor.address, descriptor.len());
+            chain.set_one(map, taking.translation, address, len, flags & WRITE != 0)?;
         } else {
+            chain.clear();
             let walk = Walk {
                 map,
                 translation: taking.translation,
@@ -119,7 +112,7 @@ impl SplitQueue {
         }
         *taken = 1;
         self.next_avail = self.next_avail.wrapping_add(1);
-        Ok(Some(head))
+        Ok(head)
     }
 
     pub(crate) fn undo_pop(&mut self) {
@@ -214,7 +207,7 @@ impl SplitQueue {
 
     /// Loads the driver's index. Whether there is something to take.
     #[inline]
-    fn look(&mut self) -> Result<bool, Fault> {
+    pub(crate) fn look(&mut self) -> Result<bool, Fault> {
         let index = self.rings.avail_idx();
         if index.wrapping_sub(self.next_avail) > self.size {
             return Err(fault(QueueError::AvailIndex {
