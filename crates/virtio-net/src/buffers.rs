@@ -1,12 +1,13 @@
 //! The buffers that the driver has made available for reception.
 
-use std::collections::VecDeque;
+mod chains;
 
 use net_client::IoVec;
 use virtio::net::{HdrF, HdrGso};
 use virtio_bus::GuestNotifier;
 use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
 
+pub(crate) use self::chains::Chains;
 use crate::coalesce::Gate;
 use crate::hash::{Hash, HashView, PEEK};
 use crate::header::{FLAGS, GSO_NONE, GSO_SIZE, GSO_TYPE, HASH, MAX_HEADER, NUM_BUFFERS, TUNNEL};
@@ -28,15 +29,11 @@ pub(crate) struct Buffers<M: QueueMemory> {
     shown: u64,
     /// Popped, checked and not used yet, in the order in which they were made available.
     pub(crate) ready: Chains<M>,
-    /// Chains with no buffers, for the next ones.
-    spare: Vec<Box<Chain<M>>>,
     batch: u64,
-}
-
-/// Chains in order, with the sum of their room.
-pub(crate) struct Chains<M: QueueMemory> {
-    pub(crate) list: VecDeque<Box<Chain<M>>>,
-    pub(crate) len: usize,
+    /// The header that is read with a frame is as long as the driver's.
+    same_header: bool,
+    /// And it ends with `num_buffers`.
+    is_plain: bool,
 }
 
 impl<M: QueueMemory> Buffers<M> {
@@ -46,8 +43,11 @@ impl<M: QueueMemory> Buffers<M> {
         mergeable: bool,
         hashes: HashView,
     ) -> Self {
+        let same_header = layout.header_len == layout.host_header_len;
         Self {
             batch: batch(queue.size()) as u64,
+            same_header,
+            is_plain: same_header && layout.header_len > NUM_BUFFERS && layout.header_len <= HASH,
             queue,
             layout,
             mergeable,
@@ -56,32 +56,38 @@ impl<M: QueueMemory> Buffers<M> {
             told: 0,
             shown: 0,
             ready: Chains::new(),
-            spare: Vec::new(),
         }
     }
 
     /// Puts available chains on `ready` until they have room for `want` bytes, or, where frames are not
     /// merged, until there is one.
-    #[inline]
     pub(crate) fn gather(
         &mut self,
         want: usize,
         statistics: &mut RxStatistics,
     ) -> Result<(), QueueError> {
+        self.gather_now(want, statistics)
+    }
+
+    /// As [`gather`](Self::gather), at the one place where each frame's buffers are.
+    #[inline(always)]
+    pub(crate) fn gather_now(
+        &mut self,
+        want: usize,
+        statistics: &mut RxStatistics,
+    ) -> Result<(), QueueError> {
         let mut bad = 0;
-        while self.ready.len < want && (self.mergeable || self.ready.list.is_empty()) {
-            let mut chain = self.spare.pop().unwrap_or_default();
-            let popped = self.queue.pop(&mut chain);
-            if !matches!(popped, Ok(true)) {
-                self.spare.push(chain);
-                return popped.map(|_| ());
+        while self.ready.len() < want && (self.mergeable || self.ready.is_empty()) {
+            let chain = self.ready.next();
+            if !self.queue.pop(chain)? {
+                return Ok(());
             }
             if chain.readable_len() == 0 && chain.writable_len() >= self.layout.header_len {
-                self.ready.push_back(chain);
+                self.ready.keep_next();
                 continue;
             }
             statistics.bad_chains += 1;
-            self.use_chain(chain, 0);
+            push_used(&mut self.queue, chain, 0);
             // A driver that makes them available as fast as they are given back gets no more of this turn.
             bad += 1;
             if bad == self.queue.size() {
@@ -93,13 +99,11 @@ impl<M: QueueMemory> Buffers<M> {
 
     /// Fills `iov` with what is ready, as far as it takes to have room for `want` bytes, behind the room for the
     /// header where the source has none. Returns the guest bytes up to the end of it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn lend(&self, iov: &mut Vec<IoVec>, want: usize) -> usize {
-        let mut skip = self.layout.header_len - self.layout.host_header_len;
-        let mut room = 0;
         iov.clear();
-        if skip == 0
-            && let Some(first) = self.ready.list.front()
+        if self.same_header
+            && let Some(first) = self.ready.front()
             && let [segment] = first.writable()
             && (segment.len() >= want || !self.mergeable)
         {
@@ -107,7 +111,14 @@ impl<M: QueueMemory> Buffers<M> {
             iov.push(lend_from(segment, 0));
             return segment.len();
         }
-        for chain in &self.ready.list {
+        self.lend_more(iov, want)
+    }
+
+    #[inline(never)]
+    fn lend_more(&self, iov: &mut Vec<IoVec>, want: usize) -> usize {
+        let mut skip = self.layout.header_len - self.layout.host_header_len;
+        let mut room = 0;
+        for chain in self.ready.iter() {
             for segment in chain.writable() {
                 // One is left for the overflow.
                 if iov.len() + 1 >= MAX_SEGMENTS {
@@ -132,23 +143,37 @@ impl<M: QueueMemory> Buffers<M> {
     }
 
     /// [`deliver`](Self::deliver)s a frame that lies in what is ready.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn deliver_ready(&mut self, guest_len: usize, statistics: &mut RxStatistics) {
+        let Self {
+            queue,
+            layout,
+            ready,
+            is_plain,
+            ..
+        } = self;
+        if !*is_plain || !deliver_plain(queue, layout, ready, guest_len, statistics) {
+            self.deliver_ready_in_full(guest_len, statistics);
+        }
+    }
+
+    #[inline(never)]
+    fn deliver_ready_in_full(&mut self, guest_len: usize, statistics: &mut RxStatistics) {
         let Self {
             queue,
             layout,
             hashes,
             ready,
-            spare,
             ..
         } = self;
         if layout.header_len > HASH {
             write_hash(hashes, layout, ready, guest_len);
         }
-        deliver(queue, layout, spare, ready, guest_len, statistics);
+        deliver(queue, layout, ready, guest_len, statistics);
     }
 
     /// Gives the driver a frame that lies in the first `guest_len` bytes of `chains`, header included.
+    #[inline]
     pub(crate) fn deliver(
         &mut self,
         chains: &mut Chains<M>,
@@ -159,18 +184,16 @@ impl<M: QueueMemory> Buffers<M> {
             queue,
             layout,
             hashes,
-            spare,
+            is_plain,
             ..
         } = self;
+        if *is_plain && deliver_plain(queue, layout, chains, guest_len, statistics) {
+            return;
+        }
         if layout.header_len > HASH {
             write_hash(hashes, layout, chains, guest_len);
         }
-        deliver(queue, layout, spare, chains, guest_len, statistics);
-    }
-
-    fn use_chain(&mut self, chain: Box<Chain<M>>, len: usize) {
-        push_used(&mut self.queue, &chain, len);
-        self.spare.push(chain);
+        deliver(queue, layout, chains, guest_len, statistics);
     }
 
     /// Whether so much is used that a batch should end.
@@ -209,13 +232,10 @@ impl<M: QueueMemory> Buffers<M> {
     /// Gives back what is ready: to the available ring as long as it is the newest there, else used and empty.
     pub(crate) fn give_back(&mut self) {
         let end = self.queue.next_position();
-        let list = self.ready.list.make_contiguous();
-        list.sort_by_key(|chain| end.wrapping_sub(chain.position()));
-        while let Some(mut chain) = self.ready.pop_front() {
-            if self.queue.undo_pop(&mut chain) {
-                self.spare.push(chain);
-            } else {
-                self.use_chain(chain, 0);
+        (self.ready).sort_by_key(|chain| end.wrapping_sub(chain.position()));
+        while let Some(chain) = self.ready.pop_front() {
+            if !self.queue.undo_pop(chain) {
+                push_used(&mut self.queue, chain, 0);
             }
         }
     }
@@ -229,52 +249,62 @@ impl<M: QueueMemory> Buffers<M> {
 
     /// Whether a frame fits into what is ready: all of it, or, where frames are not merged, the first.
     pub(crate) fn fits(&self, guest_len: usize) -> bool {
-        let room = match self.ready.list.front() {
+        let room = match self.ready.front() {
             Some(first) if !self.mergeable => first.writable_len(),
-            _ => self.ready.len,
+            _ => self.ready.len(),
         };
         room >= guest_len
     }
 
     /// Whether waiting cannot help: frames are not merged, or all entries of the queue are in hand.
     pub(crate) fn is_all(&self) -> bool {
-        !self.mergeable || self.ready.list.len() >= usize::from(self.queue.size())
+        !self.mergeable || self.ready.count() >= usize::from(self.queue.size())
     }
 }
 
+/// [`deliver`]s a frame that is as most are: in one chain, and with a header that asks nothing of the driver. `false`,
+/// and nothing done, if it is not. The header is the peer's, and ends with `num_buffers`.
+#[inline(always)]
+fn deliver_plain<M: QueueMemory>(
+    queue: &mut VirtQueue<M>,
+    layout: &Layout,
+    chains: &mut Chains<M>,
+    guest_len: usize,
+    statistics: &mut RxStatistics,
+) -> bool {
+    let Some(first) = chains.front() else {
+        return false;
+    };
+    if first.writable_len() < guest_len
+        || read_at(first.writable(), FLAGS) != Some([0, GSO_NONE])
+        || !write_at(first.writable(), NUM_BUFFERS, layout.count(1))
+    {
+        return false;
+    }
+    if layout.stats {
+        statistics.csum_none += 1;
+    }
+    let frame_len = guest_len.saturating_sub(layout.header_len);
+    first.mark_written(guest_len);
+    push_used(queue, first, guest_len);
+    chains.pop_front();
+    statistics.frames += 1;
+    statistics.bytes += frame_len as u64;
+    statistics.buffers += 1;
+    true
+}
+
 /// Completes the header of a frame that lies in `chains`, and puts these on the used ring.
-#[inline]
 fn deliver<M: QueueMemory>(
     queue: &mut VirtQueue<M>,
     layout: &Layout,
-    spare: &mut Vec<Box<Chain<M>>>,
     chains: &mut Chains<M>,
     guest_len: usize,
     statistics: &mut RxStatistics,
 ) {
-    if chains
-        .list
-        .front()
-        .is_some_and(|first| first.writable_len() >= guest_len)
-        && let Some(first) = chains.pop_front()
-    {
-        // As it is with most frames.
-        let said = complete_header(layout, &first, 1);
-        let frame_len = guest_len.saturating_sub(layout.header_len);
-        if layout.stats {
-            count_header(said, frame_len, statistics);
-        }
-        first.mark_written(guest_len);
-        push_used(queue, &first, guest_len);
-        spare.push(first);
-        statistics.frames += 1;
-        statistics.bytes += frame_len as u64;
-        statistics.buffers += 1;
-        return;
-    }
     let mut left = guest_len;
     let mut buffers = 0_u16;
-    for chain in &chains.list {
+    for chain in chains.iter() {
         if left == 0 {
             break;
         }
@@ -282,7 +312,7 @@ fn deliver<M: QueueMemory>(
         // A queue has at most 2^15 chains.
         buffers += 1;
     }
-    if let Some(first) = chains.list.front() {
+    if let Some(first) = chains.front() {
         let said = complete_header(layout, first, buffers);
         if layout.stats {
             count_header(
@@ -300,8 +330,7 @@ fn deliver<M: QueueMemory>(
         let part = left.min(chain.writable_len());
         left -= part;
         chain.mark_written(part);
-        push_used(queue, &chain, part);
-        spare.push(chain);
+        push_used(queue, chain, part);
     }
     statistics.frames += 1;
     statistics.bytes += guest_len.saturating_sub(layout.header_len) as u64;
@@ -309,29 +338,13 @@ fn deliver<M: QueueMemory>(
 }
 
 /// Writes what of the header is the device's; returns its `flags` and `gso_type`.
-#[inline]
 fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u16) -> [u8; 2] {
     let Layout {
         header_len,
         host_header_len,
-        little_endian,
         allowed,
         ..
     } = *layout;
-    // With VERSION_1 it is 1 where frames are not merged (virtio 1.4, 5.1.9.3.2).
-    let count = if little_endian {
-        buffers.to_le_bytes()
-    } else {
-        buffers.to_ne_bytes()
-    };
-    if header_len == host_header_len
-        && header_len > NUM_BUFFERS
-        && read_at(first.writable(), FLAGS) == Some([0, GSO_NONE])
-        && write_at(first.writable(), NUM_BUFFERS, count)
-    {
-        // As it is with most frames: nothing is said that the driver might not cope with.
-        return [0, GSO_NONE];
-    }
     let write = |offset, bytes: &[u8]| {
         // Marked dirty with the frame.
         if !write_start(first.writable(), offset, bytes) {
@@ -361,7 +374,8 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
         [told_flags, told_type]
     };
     if header_len > NUM_BUFFERS {
-        write(NUM_BUFFERS, &count);
+        // With VERSION_1 it is 1 where frames are not merged (virtio 1.4, 5.1.9.3.2).
+        write(NUM_BUFFERS, &layout.count(buffers));
     }
     said
 }
@@ -423,77 +437,10 @@ fn write_hash<M: QueueMemory>(
     }
 }
 
-#[inline]
+#[inline(always)]
 fn push_used<M: QueueMemory>(queue: &mut VirtQueue<M>, chain: &Chain<M>, len: usize) {
     // A frame is shorter than 2^32 bytes; where it were not, less is claimed than was written.
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     let pushed = queue.push_used(chain.head(), len);
     debug_assert!(pushed.is_ok(), "{pushed:?}");
-}
-
-impl<M: QueueMemory> Chains<M> {
-    pub(crate) fn new() -> Self {
-        Self {
-            list: VecDeque::new(),
-            len: 0,
-        }
-    }
-
-    pub(crate) fn push_back(&mut self, chain: Box<Chain<M>>) {
-        // Chains of one queue, each of at most 2^42 bytes.
-        self.len += chain.writable_len();
-        self.list.push_back(chain);
-    }
-
-    pub(crate) fn push_front(&mut self, chain: Box<Chain<M>>) {
-        self.len += chain.writable_len();
-        self.list.push_front(chain);
-    }
-
-    pub(crate) fn pop_front(&mut self) -> Option<Box<Chain<M>>> {
-        let chain = self.list.pop_front()?;
-        self.len -= chain.writable_len();
-        Some(chain)
-    }
-
-    pub(crate) fn pop_back(&mut self) -> Option<Box<Chain<M>>> {
-        let chain = self.list.pop_back()?;
-        self.len -= chain.writable_len();
-        Some(chain)
-    }
-
-    /// Copies what was written from `offset` on, across chains, as far as there is.
-    pub(crate) fn read_back(&self, mut offset: usize, mut buf: &mut [u8]) {
-        for chain in &self.list {
-            let read = chain.read_back(offset, buf);
-            buf = buf.get_mut(read..).unwrap_or_default();
-            if buf.is_empty() {
-                return;
-            }
-            offset = offset.saturating_sub(chain.writable_len());
-        }
-    }
-
-    /// Marks the first `len` bytes dirty, across chains: a frame was read into them.
-    pub(crate) fn mark_written(&self, mut len: usize) {
-        for chain in &self.list {
-            chain.mark_written(len.min(chain.writable_len()));
-            len = len.saturating_sub(chain.writable_len());
-            if len == 0 {
-                return;
-            }
-        }
-    }
-
-    /// Writes `data` from `offset` on, across chains.
-    pub(crate) fn write(&self, mut offset: usize, mut data: &[u8]) {
-        for chain in &self.list {
-            let written = chain.write(offset, data);
-            data = data.get(written..).unwrap_or_default();
-            if data.is_empty() {
-                return;
-            }
-            offset = offset.saturating_sub(chain.writable_len());
-        }
-    }
 }

@@ -57,6 +57,18 @@ pub(crate) struct Layout {
     pub(crate) allowed: Allowed,
 }
 
+impl Layout {
+    /// `num_buffers` of a header.
+    #[inline]
+    pub(crate) fn count(&self, buffers: u16) -> [u8; 2] {
+        if self.little_endian {
+            buffers.to_le_bytes()
+        } else {
+            buffers.to_ne_bytes()
+        }
+    }
+}
+
 /// A queue pair: the net client at the NIC's end of a link.
 ///
 /// Locks: `tx` may be held when `rx` is taken, not the other way. Both are held while the peer is called

@@ -187,13 +187,15 @@ impl<M: QueueMemory> ActiveRx<M> {
                 // The driver fills its buffers again meanwhile.
                 self.finish(statistics);
             }
-            if self.held.is_some() {
+            let mut is_held = self.held.is_some();
+            if is_held {
                 self.deliver_held(statistics)?;
+                is_held = self.held.is_some();
             }
-            if self.held.is_none() && self.buffers.ready.len < want {
-                self.buffers.gather(want, statistics)?;
+            if !is_held && self.buffers.ready.len() < want {
+                self.buffers.gather_now(want, statistics)?;
             }
-            if self.held.is_some() || self.buffers.ready.list.is_empty() {
+            if is_held || self.buffers.ready.is_empty() {
                 if self.look_again(statistics)? {
                     continue;
                 }
@@ -233,7 +235,7 @@ impl<M: QueueMemory> ActiveRx<M> {
     }
 
     /// A frame of `len` bytes was read into `room` guest bytes and `overflow` bytes behind them.
-    #[inline]
+    #[inline(always)]
     fn take_frame(
         &mut self,
         len: usize,
@@ -263,6 +265,18 @@ impl<M: QueueMemory> ActiveRx<M> {
             self.deliver_ready(guest_len, statistics);
             return Ok(());
         }
+        self.hold_frame(guest_len, room, port, statistics)
+    }
+
+    /// A frame was read of which a part lies in the overflow.
+    #[inline(never)]
+    fn hold_frame(
+        &mut self,
+        guest_len: usize,
+        room: usize,
+        port: &Port,
+        statistics: &mut RxStatistics,
+    ) -> Result<(), QueueError> {
         // It may be dropped yet.
         self.buffers.ready.mark_written(room);
         self.held = Some(Held { guest_len, room });
@@ -336,13 +350,9 @@ impl<M: QueueMemory> ActiveRx<M> {
                     // The chains that it needs beside its own come from those that are ready.
                     result = self
                         .buffers
-                        .gather(guest_len.saturating_sub(chains.len), statistics);
-                    while chains.len < guest_len
-                        && let Some(chain) = self.buffers.ready.pop_front()
-                    {
-                        chains.push_back(chain);
-                    }
-                    if chains.len >= guest_len {
+                        .gather(guest_len.saturating_sub(chains.len()), statistics);
+                    while chains.len() < guest_len && self.buffers.ready.move_first(&mut chains) {}
+                    if chains.len() >= guest_len {
                         let rest = guest_len.saturating_sub(room);
                         chains.write(room, self.overflow.bytes(rest));
                         self.buffers.deliver(&mut chains, guest_len, statistics);
@@ -361,11 +371,12 @@ impl<M: QueueMemory> ActiveRx<M> {
             }
         }
         // What it did not use is next, unless a held frame lies in what is ready already.
-        while let Some(chain) = chains.pop_back() {
+        let ready = &mut self.buffers.ready;
+        while !chains.is_empty() {
             if self.held.is_none() {
-                self.buffers.ready.push_front(chain);
+                chains.move_last(ready);
             } else {
-                self.buffers.ready.push_back(chain);
+                chains.move_first(ready);
             }
         }
         self.reads.recycle(token, chains);
@@ -397,7 +408,7 @@ impl<M: QueueMemory> ActiveRx<M> {
 
     /// Whether the driver wants a frame that was read into the first `room` guest bytes of `chains`, or
     /// of what is ready, and the overflow behind them.
-    #[inline]
+    #[inline(always)]
     fn passes_in_place(
         &mut self,
         chains: Option<&Chains<M>>,
@@ -405,10 +416,19 @@ impl<M: QueueMemory> ActiveRx<M> {
         room: usize,
     ) -> Result<(), Refused> {
         let over = guest_len > self.layout.longest;
-        let filter = self.filter.look();
-        if filter.is_open() && !over {
+        if self.filter.look().is_open() && !over {
             return Ok(());
         }
+        self.peek_in_place(chains, guest_len, room)
+    }
+
+    #[inline(never)]
+    fn peek_in_place(
+        &mut self,
+        chains: Option<&Chains<M>>,
+        guest_len: usize,
+        room: usize,
+    ) -> Result<(), Refused> {
         let place = Place {
             chains: chains.unwrap_or(&self.buffers.ready),
             room,
@@ -417,10 +437,10 @@ impl<M: QueueMemory> ActiveRx<M> {
         };
         let mut start = [0; PEEK];
         let start = place.peek(guest_len, &mut start);
-        if !filter.passes(start) {
+        if !self.filter.look().passes(start) {
             return Err(Refused::Filtered);
         }
-        if over
+        if guest_len > self.layout.longest
             && guest_len.saturating_sub(tags_len(start)) > self.layout.longest
             && !self.is_segmented(chains)
         {
@@ -455,7 +475,7 @@ impl<M: QueueMemory> ActiveRx<M> {
         Ok(false)
     }
 
-    #[inline]
+    #[inline(always)]
     fn deliver_ready(&mut self, guest_len: usize, statistics: &mut RxStatistics) {
         self.end_patience();
         self.buffers.deliver_ready(guest_len, statistics);
@@ -536,7 +556,7 @@ impl<M: QueueMemory> fmt::Debug for ActiveRx<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ActiveRx")
             .field("queue", &self.buffers.queue)
-            .field("ready", &self.buffers.ready.list.len())
+            .field("ready", &self.buffers.ready.count())
             .field("in_flight", &self.reads.len())
             .field("running", &self.running)
             .finish_non_exhaustive()

@@ -39,7 +39,7 @@ impl<M: QueueMemory> Place<'_, M> {
         let there = guest_len.saturating_sub(self.header_len);
         if there >= PEEK
             && self.room.saturating_sub(self.header_len) >= PEEK
-            && let Some(first) = self.chains.list.front()
+            && let Some(first) = self.chains.front()
             && let Some(bytes) = read_at(first.writable(), self.header_len)
         {
             *start = bytes;

@@ -67,11 +67,7 @@ impl<M: QueueMemory> Reads<M> {
         let Some(reading) = slot(&mut self.list, token) else {
             return;
         };
-        while reading.chains.len < room
-            && let Some(chain) = ready.pop_front()
-        {
-            reading.chains.push_back(chain);
-        }
+        while reading.chains.len() < room && ready.move_first(&mut reading.chains) {}
         reading.busy = true;
         reading.room = room;
         reading.overflow = overflow;

@@ -1,9 +1,7 @@
 //! Reads that a source does at once.
 
-use std::collections::VecDeque;
-
 use net_client::{DropReason, FrameSource, Port, Read, Token};
-use virtqueue::{Chain, QueueError, QueueMemory};
+use virtqueue::{QueueError, QueueMemory};
 
 use super::ActiveRx;
 use crate::buffers::Chains;
@@ -13,8 +11,6 @@ use crate::statistics::RxStatistics;
 pub(super) struct Batch<M: QueueMemory> {
     /// By token.
     reads: Vec<Lent<M>>,
-    /// What reads have not used, in order.
-    unused: VecDeque<Box<Chain<M>>>,
     /// The driver takes its buffers back in any order.
     pub(super) allowed: bool,
 }
@@ -35,7 +31,6 @@ impl<M: QueueMemory> Batch<M> {
     pub(super) fn new() -> Self {
         Self {
             reads: Vec::new(),
-            unused: VecDeque::new(),
             allowed: false,
         }
     }
@@ -51,19 +46,16 @@ impl<M: QueueMemory> Batch<M> {
         let Some(read) = self.reads.get_mut(token) else {
             return 0;
         };
-        while read.chains.len < room
-            && let Some(chain) = ready.pop_front()
-        {
-            read.chains.push_back(chain);
-        }
+        while read.chains.len() < room && ready.move_first(&mut read.chains) {}
         read.room = room;
-        read.chains.list.len()
+        read.chains.count()
     }
 }
 
 impl<M: QueueMemory> ActiveRx<M> {
     /// Has the source do up to `max` reads at once, each into room for the longest frame, `want` bytes.
     /// `None`: it does better with one, or there is no room for more.
+    #[inline(never)]
     pub(super) fn receive_batch(
         &mut self,
         source: &mut dyn FrameSource,
@@ -150,13 +142,9 @@ impl<M: QueueMemory> ActiveRx<M> {
 
     /// What the first `reads` of the batch have not used is next.
     fn take_back(&mut self, reads: usize) {
-        for lent in self.batch.reads.iter_mut().take(reads) {
-            while let Some(chain) = lent.chains.pop_front() {
-                self.batch.unused.push_back(chain);
-            }
-        }
-        while let Some(chain) = self.batch.unused.pop_back() {
-            self.buffers.ready.push_front(chain);
+        // In order, so the last is the first to go back.
+        for lent in self.batch.reads.iter_mut().take(reads).rev() {
+            while lent.chains.move_last(&mut self.buffers.ready) {}
         }
     }
 }

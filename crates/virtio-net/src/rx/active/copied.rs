@@ -37,13 +37,13 @@ impl<M: QueueMemory> ActiveRx<M> {
                 if fits {
                     break;
                 }
-                if !self.buffers.ready.list.is_empty() && (self.buffers.is_all() || self.overdue) {
+                if !self.buffers.ready.is_empty() && (self.buffers.is_all() || self.overdue) {
                     self.drop_frame(port, statistics);
                     return Ok(Received::Taken);
                 }
             }
             if !self.look_again(statistics)? {
-                if !self.buffers.ready.list.is_empty() {
+                if !self.buffers.ready.is_empty() {
                     self.begin_patience();
                 }
                 return Ok(Received::Busy);
@@ -62,7 +62,7 @@ impl<M: QueueMemory> ActiveRx<M> {
         // The frame's own header comes first, at the start of the first chain; where it has none, what
         // comes first lies behind the room for one.
         let mut offset = header_len - host_header_len;
-        for chain in &self.buffers.ready.list {
+        for chain in self.buffers.ready.iter() {
             let left = frame.len - skip;
             if left == 0 {
                 break;
