@@ -60,9 +60,15 @@ fn no_gso_type_is_told_that_was_not_negotiated() {
         (5, NetF::GUEST_USO4 | NetF::GUEST_USO6),
     ];
     for (gso_type, needs) in table {
+        // A legacy driver has no bits for USO.
+        let as_type = if crate::harness::legacy() && gso_type == 5 {
+            0
+        } else {
+            gso_type
+        };
         assert_eq!(
             told(NetF::all(), 1, gso_type),
-            (1, gso_type),
+            (1, as_type),
             "{gso_type:#x}"
         );
         let without = NetF::all() - needs;
@@ -100,6 +106,10 @@ fn a_large_frame_has_its_checksum_to_be_made_and_the_size_of_its_segments() {
 
 #[test]
 fn num_buffers_is_1_where_frames_are_not_merged() {
+    if crate::harness::legacy() {
+        // There the header has no such field: `legacy.rs`.
+        return;
+    }
     let mut nic = Nic::with(&|_| {}, NetF::all() - NetF::MRG_RXBUF);
     for _ in 0..3 {
         let (_, at) = nic.add_rx(2000);

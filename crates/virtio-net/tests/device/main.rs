@@ -1,5 +1,6 @@
 //! The model alone: no transport, a driver that writes rings into memory, and a peer that does as told. The rings are
-//! split; `device_packed.rs` names the same modules, for packed ones.
+//! split and the driver is modern; `device_packed.rs` names the same modules for packed rings, `device_legacy.rs` those
+//! that a driver of the legacy interface has features for.
 #![expect(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 
 mod announce;

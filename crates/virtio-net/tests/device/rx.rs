@@ -25,6 +25,10 @@ fn a_frame_lands_in_the_drivers_buffer_behind_its_header() {
         (PLAIN_FEATURES(), true),
         (PLAIN_FEATURES(), false),
     ] {
+        if crate::harness::legacy() && !features.contains(NetF::MRG_RXBUF) {
+            // The header has 10 bytes: `legacy.rs`.
+            continue;
+        }
         let mut nic = Nic::with(&|peer| peer.header = peer_header, features);
         let (head, at) = nic.add_rx(2000);
         nic.kick(RX);
