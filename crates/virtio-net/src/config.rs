@@ -62,6 +62,11 @@ pub struct VirtioNetConfig {
     pub guest_ecn: bool,
     /// The driver takes large UDP frames.
     pub guest_ufo: bool,
+    /// TCP segments are put together before the driver gets them, where the backend has not done so; it is told how many
+    /// ([`FlushReason`](crate::FlushReason) says when it gets them).
+    pub guest_rsc_ext: bool,
+    /// For how long they are kept for that at most, in nanoseconds.
+    pub rsc_interval: u32,
     /// The driver takes large segmented UDP over IPv4 frames.
     pub guest_uso4: bool,
     /// The driver takes large segmented UDP over IPv6 frames.
@@ -197,6 +202,8 @@ impl Default for VirtioNetConfig {
             guest_tso6: true,
             guest_ecn: true,
             guest_ufo: true,
+            guest_rsc_ext: false,
+            rsc_interval: 300_000,
             guest_uso4: true,
             guest_uso6: true,
             host_tunnel: true,

@@ -25,6 +25,7 @@ use crate::filter::{Filter, Mac};
 use crate::hash::Hashing;
 use crate::pair::{Pair, set_offloads, set_queue_pairs};
 use crate::role::{Role, role};
+use crate::rsc::Families;
 use crate::shared::{Shared, lock};
 use crate::{VirtioNetConfig, Withheld};
 
@@ -320,6 +321,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
             self.shared.filter.change(|filter| filter.mac = written);
         }
         self.forget_hashing();
+        *lock(&self.shared.families) = Families::of(net);
         state.features = features;
         drop(state);
         tracing::info!(features = %self.feature_report(), "negotiated");
@@ -431,6 +433,7 @@ impl<M: QueueMemory> VirtioDevice<M> for VirtioNet<M> {
         self.forget_filters(false);
         self.forget_hashing();
         *lock(&self.shared.coalescing) = Default::default();
+        *lock(&self.shared.families) = Families::default();
         self.shared.set_announcing(false);
         self.use_first_pair();
         // A driver that comes next has negotiated nothing yet. That the backend refuses to do less for

@@ -76,7 +76,7 @@ const OFFLOADS: [Offload; 9] = [
 
 /// Features that need others (virtio 1.4, 5.1.3.1), as far as they are offered: a feature, and the set of
 /// which it needs one. In an order in which what is needed comes first.
-const REQUIREMENTS: [(NetF, NetF); 33] = [
+const REQUIREMENTS: [(NetF, NetF); 35] = [
     (NetF::HOST_TSO4, NetF::CSUM),
     (NetF::HOST_TSO6, NetF::CSUM),
     (NetF::HOST_ECN, NetF::HOST_TSO4.union(NetF::HOST_TSO6)),
@@ -85,6 +85,9 @@ const REQUIREMENTS: [(NetF, NetF); 33] = [
     (NetF::GUEST_TSO4, NetF::GUEST_CSUM),
     (NetF::GUEST_TSO6, NetF::GUEST_CSUM),
     (NetF::GUEST_ECN, NetF::GUEST_TSO4.union(NetF::GUEST_TSO6)),
+    // 5.1.3.1 names the driver's large frames. The device's are what it is about: 5.1.9.4 has it imply one of them.
+    (NetF::RSC_EXT, NetF::HOST_TSO4.union(NetF::HOST_TSO6)),
+    (NetF::RSC_EXT, NetF::GUEST_TSO4.union(NetF::GUEST_TSO6)),
     (NetF::GUEST_UFO, NetF::GUEST_CSUM),
     (NetF::GUEST_USO4, NetF::GUEST_CSUM),
     (NetF::GUEST_USO6, NetF::GUEST_CSUM),
@@ -134,6 +137,7 @@ pub(crate) fn offered(
         (config.guest_ecn, NetF::GUEST_ECN),
         (config.host_ufo, NetF::HOST_UFO),
         (config.guest_ufo, NetF::GUEST_UFO),
+        (config.guest_rsc_ext, NetF::RSC_EXT),
         (config.host_uso, NetF::HOST_USO),
         (config.guest_uso4, NetF::GUEST_USO4),
         (config.guest_uso6, NetF::GUEST_USO6),
@@ -266,6 +270,12 @@ pub(crate) fn guest_offload_features() -> NetF {
     OFFLOADS
         .iter()
         .fold(NetF::empty(), |all, offload| all | offload.guest)
+}
+
+/// What a driver that has negotiated `features` may say that it copes with, by command. QEMU 7.2: whether segments are put
+/// together is said there too, by the bit of that feature.
+pub(crate) fn settable_offloads(features: NetF) -> NetF {
+    features & (guest_offload_features() | NetF::RSC_EXT)
 }
 
 /// Bytes of the header in front of each frame (virtio 1.4, 5.1.6): `num_buffers` is there with either of

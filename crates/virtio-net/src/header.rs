@@ -2,6 +2,7 @@
 
 use virtio::net::{F as NetF, HdrF, HdrGso};
 
+use crate::rsc::Families;
 use crate::statistics::TxStatistics;
 
 /// The longest header there is: the one with a hash and a tunnel.
@@ -190,6 +191,9 @@ impl Allowed {
         if features.contains(NetF::GUEST_UDP_TUNNEL_GSO_CSUM) {
             flags |= TUNNEL_CSUM;
         }
+        if !Families::of(features).is_none() {
+            flags |= RSC_INFO;
+        }
         let types = [
             (NetF::GUEST_TSO4, HdrGso::Tcpv4),
             (NetF::GUEST_TSO6, HdrGso::Tcpv6),
@@ -370,6 +374,7 @@ impl TxRules {
 
 const NEEDS_CSUM: u8 = HdrF::NEEDS_CSUM.bits();
 const DATA_VALID: u8 = HdrF::DATA_VALID.bits();
+const RSC_INFO: u8 = HdrF::RSC_INFO.bits();
 const TUNNEL_CSUM: u8 = HdrF::UDP_TUNNEL_CSUM.bits();
 const GSO_TUNNEL_IPV4: u8 = HdrGso::UdpTunnelIpv4 as u8;
 const GSO_TUNNEL_IPV6: u8 = HdrGso::UdpTunnelIpv6 as u8;

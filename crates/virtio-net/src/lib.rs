@@ -57,6 +57,7 @@
 //! | `hash` | the hash of a received frame, and the queue that it leads to |
 //! | `watched` | what the control queue changes and receive queues look at |
 //! | `header` | the header in front of each frame |
+//! | `rsc` | TCP segments that are put together before the driver gets them |
 //! | `limit` | how fast frames may pass |
 //! | `report` | [`FeatureReport`] |
 //! | `lend` | guest memory and buffers of our own, as lent to the peer |
@@ -74,6 +75,9 @@
 //! With `tx=timer` what the driver sends is taken `x-txtimer` nanoseconds after its kick, or at its next, and no kick is
 //! asked for meanwhile: fewer turns for more frames, each later.
 //!
+//! With `guest_rsc_ext=on` and a driver that knows it, TCP segments are kept for up to `rsc_interval` and put together;
+//! frames come in by the copy door then too.
+//!
 //! With `mq=on` each port of the backend has a pair of queues, and the driver says how many of them it
 //! uses. The others' frames go nowhere, and their ports rest.
 //!
@@ -89,8 +93,8 @@
 //!
 //! What the specification demands is listed with its tests in `tests/conformance/README.md`.
 //!
-//! Not here yet: coalescing of received segments (`VIRTIO_NET_F_RSC_EXT`), hashes of inner headers
-//! (`VIRTIO_NET_F_HASH_TUNNEL`), `VIRTIO_NET_F_OUT_NET_HEADER`, and drivers from before virtio 1.0 on big-endian hosts.
+//! Not here yet: hashes of inner headers (`VIRTIO_NET_F_HASH_TUNNEL`), `VIRTIO_NET_F_OUT_NET_HEADER`, and drivers from
+//! before virtio 1.0 on big-endian hosts.
 
 mod announce;
 mod buffers;
@@ -110,6 +114,7 @@ pub mod object;
 mod pair;
 mod report;
 mod role;
+mod rsc;
 mod rx;
 mod shared;
 mod statistics;
@@ -124,6 +129,7 @@ pub use error::VirtioNetError;
 pub use header::HeaderFault;
 pub use limit::RateLimit;
 pub use report::{FeatureReport, Withheld};
+pub use rsc::FlushReason;
 pub use statistics::{CtrlStatistics, RxStatistics, TxStatistics};
 
 // The README's example runs with the documentation's.

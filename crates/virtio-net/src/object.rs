@@ -65,15 +65,6 @@ const fn on(name: &'static str) -> PropertyInfo {
     PropertyInfo::bool(name, true).describe("on/off")
 }
 
-/// A feature that QEMU offers or does not by default, and that is not built.
-const fn off(name: &'static str, default: bool) -> PropertyInfo {
-    PropertyInfo::bool(name, default)
-        .describe("on/off")
-        .unbuilt(OFF)
-}
-
-const OFF: Unbuilt = Unbuilt::Only(&Value::Bool(false));
-
 const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::custom("mac", &MAC_ADDRESS)
         .describe("Ethernet 6-byte MAC Address, example: 52:54:00:12:34:56"),
@@ -104,6 +95,8 @@ const PROPERTIES: &[PropertyInfo] = &[
     on("guest_tso6"),
     on("guest_ecn"),
     on("guest_ufo"),
+    PropertyInfo::bool("guest_rsc_ext", false).describe("on/off"),
+    PropertyInfo::u32("rsc_interval", 300_000),
     on("mrg_rxbuf"),
     on("status"),
     on("ctrl_vq"),
@@ -157,9 +150,7 @@ const PROPERTIES: &[PropertyInfo] = &[
 
 /// QEMU's, refused by name.
 const UNBUILT: &[PropertyInfo] = &[
-    off("guest_rsc_ext", false),
     PropertyInfo::new("bootindex", Kind::I32).unbuilt(Unbuilt::Only(&Value::Int(-1))),
-    PropertyInfo::u32("rsc_interval", 300_000).unbuilt(Unbuilt::Only(&Value::Int(300_000))),
     // There is no backend with an MTU of its own to bypass.
     PropertyInfo::bool("x-mtu-bypass-backend", true).unbuilt(Unbuilt::Only(&Value::Bool(true))),
 ];
@@ -303,6 +294,8 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
         guest_tso6: device.get("guest_tso6")?,
         guest_ecn: device.get("guest_ecn")?,
         guest_ufo: device.get("guest_ufo")?,
+        guest_rsc_ext: device.get("guest_rsc_ext")?,
+        rsc_interval: device.get("rsc_interval")?,
         guest_uso4: device.get("guest_uso4")?,
         guest_uso6: device.get("guest_uso6")?,
         host_tunnel: device.get("host_tunnel")?,

@@ -4,6 +4,7 @@ mod all;
 mod delay;
 mod limits;
 mod notifications;
+mod segments;
 mod steering;
 
 use std::fmt;
@@ -22,7 +23,7 @@ use virtio_bus::ActiveQueue;
 use virtqueue::{QueueMemory, QueueState, VirtQueue};
 use vmm_sys_util::eventfd::EventFd;
 
-pub(crate) use self::all::{set_offloads, set_queue_pairs};
+pub(crate) use self::all::{set_guest_offloads, set_offloads, set_queue_pairs};
 use self::limits::Waits;
 use self::steering::Steering;
 use crate::VirtioNetConfig;
@@ -198,6 +199,7 @@ impl<M: QueueMemory> Pair<M> {
         if !F::from(features).contains(F::IN_ORDER) {
             active.allow_batches();
         }
+        self.keep_segments(&mut active, features, &layout);
         let mut rx = lock(&self.rx);
         match self.watch_rx(&active.loan().kick) {
             Ok(watch) => active.watch = Some(watch),
@@ -388,8 +390,12 @@ impl<M: QueueMemory> Pair<M> {
     }
 
     fn watch_rx(&self, kick: &Arc<EventFd>) -> io::Result<Watch> {
-        let kicked = |pair: &Self| pair.with_rx(|rx| ((), rx.kicked()));
-        let expired = |pair: &Self| pair.with_rx(|rx| ((), rx.overdue(&pair.port)));
+        let kicked = |pair: &Self| {
+            pair.with_rx(|rx| pair.spend_rx(rx, |rx| ((), rx.kicked(&pair.port))));
+        };
+        let expired = |pair: &Self| {
+            pair.with_rx(|rx| pair.spend_rx(rx, |rx| ((), rx.overdue(&pair.port))));
+        };
         let context = lock(&self.context);
         Watch::with_timer(&context, kick, self.me.clone(), kicked, Some(expired))
     }
@@ -525,6 +531,7 @@ impl<M: QueueMemory> NetClient for Pair<M> {
             again(&active.loan().kick);
         }
         self.renew_gates();
+        self.renew_segments();
         self.forget_waits();
         Ok(())
     }

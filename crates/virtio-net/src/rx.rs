@@ -9,8 +9,9 @@ use std::fmt;
 use net_client::{Drained, DropReason, Frame, FrameSource, Port, Received, Token};
 use virtqueue::{QueueError, QueueMemory};
 
-pub(crate) use self::active::ActiveRx;
+pub(crate) use self::active::{ActiveRx, Segments};
 use crate::kick::again;
+use crate::rsc::Families;
 use crate::statistics::RxStatistics;
 
 /// A receive queue: at work or not, behind its lock.
@@ -48,6 +49,7 @@ impl<M: QueueMemory> Rx<M> {
         if enabled {
             again(&active.loan().kick);
         } else {
+            active.flush_all(port, &mut self.statistics);
             active.drop_held(port, &mut self.statistics);
             // What was received before is told before; the flush that it waits for may come after.
             active.finish(&mut self.statistics);
@@ -65,6 +67,10 @@ impl<M: QueueMemory> Rx<M> {
         let Some(active) = self.active.as_mut().filter(|a| a.running && self.enabled) else {
             return (Drained::NoRoom, After::default());
         };
+        if active.is_keeping() {
+            // Frames that stay for a while stay in memory of our own.
+            return (Drained::CannotLend, After::default());
+        }
         let drained = active.receive_from(source, port, most, &mut self.statistics);
         active.finish(&mut self.statistics);
         active.settle_error(drained, Drained::NoRoom)
@@ -143,7 +149,7 @@ impl<M: QueueMemory> Rx<M> {
 
     /// The driver has kicked: it made buffers available.
     #[doc(alias = "virtio_net_handle_rx")]
-    pub(crate) fn kicked(&mut self) -> After {
+    pub(crate) fn kicked(&mut self, port: &Port) -> After {
         let Some(active) = self.active.as_mut().filter(|a| a.running && self.enabled) else {
             return After::default();
         };
@@ -151,7 +157,10 @@ impl<M: QueueMemory> Rx<M> {
         if !active.starved {
             return After::default();
         }
-        let room = active.refilled(&mut self.statistics);
+        let mut room = active.refilled(&mut self.statistics);
+        if let Ok(true) = room {
+            room = active.flush_refused(port, &mut self.statistics);
+        }
         active.finish(&mut self.statistics);
         let (room, after) = active.settle_error(room, false);
         After { room, ..after }
@@ -163,9 +172,30 @@ impl<M: QueueMemory> Rx<M> {
             return After::default();
         };
         active.overdue(port, &mut self.statistics);
+        let flushed = active.flush_refused(port, &mut self.statistics).map(|_| ());
+        active.finish(&mut self.statistics);
+        let ((), after) = active.settle_error(flushed, ());
         After {
             room: true,
-            broken: None,
+            ..after
+        }
+    }
+
+    /// Segments have been kept for as long as they may.
+    pub(crate) fn interval_over(&mut self, port: &Port) -> After {
+        let Some(active) = self.active.as_mut().filter(|a| a.running && self.enabled) else {
+            return After::default();
+        };
+        let flushed = active.interval_over(port, &mut self.statistics);
+        active.finish(&mut self.statistics);
+        active.settle_error(flushed, ()).1
+    }
+
+    /// The driver wants other packets' segments put together.
+    pub(crate) fn set_families(&mut self, families: Families, port: &Port) {
+        if let Some(active) = &mut self.active {
+            active.set_families(families, port, &mut self.statistics);
+            active.finish(&mut self.statistics);
         }
     }
 
@@ -203,6 +233,7 @@ impl<M: QueueMemory> Rx<M> {
         let Some(active) = &mut self.active else {
             return;
         };
+        active.flush_all(port, &mut self.statistics);
         active.drop_held(port, &mut self.statistics);
         active.give_back();
         active.finish(&mut self.statistics);

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use iothread::AioContext;
 use virtio::net::S;
@@ -13,6 +14,7 @@ use crate::coalesce::Coalescing;
 use crate::filter::{Filter, FilterCell, Mac};
 use crate::hash::{HashCell, Hashing};
 use crate::limit::Limiter;
+use crate::rsc::Families;
 
 /// The filters, the hashes, the link and the way to the transport.
 #[derive(Debug)]
@@ -24,6 +26,10 @@ pub(crate) struct Shared {
     /// A leaf lock: the transport is called without it.
     transport: Mutex<Option<Weak<dyn Transport>>>,
     link_down: AtomicBool,
+    /// Which packets' segments are put together for the driver. A leaf lock.
+    pub(crate) families: Mutex<Families>,
+    /// How long they are kept for that.
+    pub(crate) rsc_interval: Duration,
     /// What queues begin with. A leaf lock.
     pub(crate) coalescing: Mutex<CoalescingByDirection>,
     pub(crate) rx_limit: Limiter,
@@ -61,6 +67,8 @@ impl Shared {
             steered: AtomicBool::new(false),
             transport: Mutex::new(None),
             link_down: AtomicBool::new(false),
+            families: Mutex::default(),
+            rsc_interval: Duration::from_nanos(config.rsc_interval.into()),
             coalescing: Mutex::default(),
             rx_limit: Limiter::new(clock.clone(), config.rx_limit),
             tx_limit: Limiter::new(clock.clone(), config.tx_limit),

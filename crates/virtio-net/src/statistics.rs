@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::HeaderFault;
+use crate::rsc::Unit;
+use crate::{FlushReason, HeaderFault};
 
 /// What a transmit queue has done since the device was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,9 +98,37 @@ pub struct RxStatistics {
     pub gso_frames: u64,
     /// Bytes of those.
     pub gso_bytes: u64,
+    /// Frames that were to be put together with others, and whose checksum is not right: the driver gets them as they
+    /// are. Counted, as the next five, where segments are put together (`VIRTIO_NET_F_RSC_EXT`).
+    pub csum_bad: u64,
+    /// Frames that stand for several because these were put together here.
+    pub rsc_frames: u64,
+    /// Bytes of those.
+    pub rsc_bytes: u64,
+    /// Segments that those stand for.
+    pub rsc_segments: u64,
+    /// Duplicate acknowledgements that those stand for beside.
+    pub rsc_dup_acks: u64,
+    pub(crate) flushes: [u64; FlushReason::ALL.len()],
 }
 
 impl RxStatistics {
+    /// Times that segments which were kept, or one, were given to the driver for `reason`.
+    pub fn flushed(&self, reason: FlushReason) -> u64 {
+        self.flushes[reason as usize]
+    }
+
+    /// The driver has got a unit.
+    pub(crate) fn count_flushed(&mut self, unit: &Unit, reason: FlushReason) {
+        self.flushes[reason as usize] += 1;
+        if unit.is_large() {
+            self.rsc_frames += 1;
+            self.rsc_bytes += unit.frame().len() as u64;
+            self.rsc_segments += u64::from(unit.segments());
+            self.rsc_dup_acks += u64::from(unit.dup_acks());
+        }
+    }
+
     /// Frames dropped for any reason.
     pub fn dropped_in_all(&self) -> u64 {
         let dropped = [
@@ -174,8 +203,17 @@ impl fmt::Display for RxStatistics {
             ("csum_none", self.csum_none),
             ("gso_frames", self.gso_frames),
             ("gso_bytes", self.gso_bytes),
+            ("csum_bad", self.csum_bad),
+            ("rsc_frames", self.rsc_frames),
+            ("rsc_bytes", self.rsc_bytes),
+            ("rsc_segments", self.rsc_segments),
+            ("rsc_dup_acks", self.rsc_dup_acks),
         ];
-        write_counters(f, &counters)
+        write_counters(f, &counters)?;
+        for reason in FlushReason::ALL {
+            write!(f, " flushed_{reason:?}={}", self.flushed(reason))?;
+        }
+        Ok(())
     }
 }
 

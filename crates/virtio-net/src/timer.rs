@@ -40,6 +40,15 @@ impl Timer {
         }
     }
 
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed
+    }
+
+    /// What the context's clock says.
+    pub(crate) fn now(&self) -> Duration {
+        self.context.now()
+    }
+
     pub(crate) fn disarm(&mut self) {
         if std::mem::take(&mut self.armed) {
             self.context.disarm_timer(self.id);

@@ -25,10 +25,14 @@ mod mtu;
 mod pairs;
 #[path = "device/policy.rs"]
 mod policy;
+#[path = "device/rsc.rs"]
+mod rsc;
 #[path = "device/rss.rs"]
 mod rss;
 #[path = "device/rx.rs"]
 mod rx;
+#[path = "device/segments.rs"]
+mod segments;
 #[path = "device/stats.rs"]
 mod stats;
 #[path = "device/tunnels.rs"]

@@ -7,10 +7,10 @@ use virtqueue::{Chain, QueueMemory};
 
 use super::data::Data;
 use super::{notifications, stats};
-use crate::features::{guest_offload_features, guest_offloads};
+use crate::features::settable_offloads;
 use crate::filter::MAC_TABLE_ENTRIES;
 use crate::hash::{KEY_LEN, MAX_TABLE, Table, supported_types};
-use crate::pair::{Pair, little_endian, set_offloads, set_queue_pairs};
+use crate::pair::{Pair, little_endian, set_guest_offloads, set_queue_pairs};
 use crate::shared::Shared;
 use crate::statistics::CtrlStatistics;
 
@@ -260,12 +260,11 @@ impl<M: QueueMemory> Commands<'_, M> {
                 wanted |= feature;
             }
         }
-        if !(self.features & guest_offload_features()).contains(wanted) {
+        if !settable_offloads(self.features).contains(wanted) {
             return None;
         }
-        let offloads = guest_offloads(wanted);
-        set_offloads(self.pairs, offloads)
-            .inspect_err(|error| tracing::debug!(%error, ?offloads, "backend refuses offloads"))
+        set_guest_offloads(self.shared, self.pairs, wanted)
+            .inspect_err(|error| tracing::debug!(%error, ?wanted, "backend refuses offloads"))
             .ok()
     }
 

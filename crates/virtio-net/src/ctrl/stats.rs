@@ -101,15 +101,20 @@ impl<M: QueueMemory> Commands<'_, M> {
                         counted.dropped_in_all(),
                         counted.dropped_no_buffers,
                     ],
-                    // Checksums are the backend's business: one that is bad is not seen here.
+                    // Checksums are the backend's business: one that is bad is seen here only where segments are put
+                    // together.
                     RX_CSUM => vec![
                         counted.csum_valid,
                         counted.csum_needed,
                         counted.csum_none,
-                        0,
+                        counted.csum_bad,
                     ],
-                    // Nothing is put together here that came apart.
-                    _ => vec![counted.gso_frames, counted.gso_bytes, 0, 0],
+                    _ => vec![
+                        counted.gso_frames,
+                        counted.gso_bytes,
+                        counted.rsc_frames,
+                        counted.rsc_bytes,
+                    ],
                 }
             }
             Role::Tx(pair) => {

@@ -9,10 +9,10 @@ use vmstate::Error;
 
 use super::{OnResume, VirtioNet};
 use crate::coalesce::Coalescing;
-use crate::features::{features_of, guest_offload_features, guest_offloads};
+use crate::features::{features_of, settable_offloads};
 use crate::filter::{Filter, MAC_TABLE_ENTRIES, Mac, MacTable, Modes, VlanTable};
 use crate::hash::{KEY_LEN, MAX_TABLE, Table, supported_types};
-use crate::pair::{set_offloads, set_queue_pairs};
+use crate::pair::{set_guest_offloads, set_queue_pairs};
 use crate::shared::{CoalescingByDirection, lock};
 
 use bytes::SECTION;
@@ -31,7 +31,7 @@ pub struct SavedNet {
     pub filter: SavedFilter,
     /// Pairs that it uses.
     pub pairs: u16,
-    /// The features whose offloads it copes with now.
+    /// The features whose offloads it copes with now, `VIRTIO_NET_F_RSC_EXT` among them while segments are put together.
     pub offloads: NetF,
     /// Hashes that it wants.
     pub hash_types: HashType,
@@ -87,13 +87,18 @@ impl<M: QueueMemory> VirtioNet<M> {
         let CoalescingByDirection { rx, tx } = *lock(&self.shared.coalescing);
         let used = self.pairs.iter().filter(|pair| pair.is_enabled()).count();
         let offloads = self.pairs.first().map(|pair| pair.offloads());
+        let rsc = if lock(&self.shared.families).is_none() {
+            NetF::empty()
+        } else {
+            NetF::RSC_EXT
+        };
         SavedNet {
             config: self.config_space.fixed().to_vec(),
             link_up: self.shared.status().contains(virtio::net::S::LINK_UP),
             announce_asked: self.shared.announcing().1,
             filter: SavedFilter::of(&self.shared.filter.now()),
             pairs: u16::try_from(used).unwrap_or(u16::MAX),
-            offloads: features_of(&offloads.unwrap_or_default()),
+            offloads: features_of(&offloads.unwrap_or_default()) | rsc,
             hash_types,
             hash_key: *hash_key,
             steering: hashing.steering().map(|table| SavedSteering {
@@ -121,7 +126,7 @@ impl<M: QueueMemory> VirtioNet<M> {
         let host = |field: &str, error: std::io::Error| {
             Error::refused(SECTION, field, format!("the backend refuses: {error}"))
         };
-        set_offloads(&self.pairs, guest_offloads(saved.offloads))
+        set_guest_offloads(&self.shared, &self.pairs, saved.offloads)
             .map_err(|error| host("offloads", error))?;
         set_queue_pairs(&self.pairs, saved.pairs.into()).map_err(|error| host("pairs", error))?;
         self.shared.filter.change(|now| *now = filter);
@@ -163,7 +168,7 @@ impl<M: QueueMemory> VirtioNet<M> {
             return refused("pairs", reason);
         }
         // Before features are final the backend is told of none.
-        if !(features & guest_offload_features()).contains(saved.offloads) {
+        if !settable_offloads(features).contains(saved.offloads) {
             let more = saved.offloads - features;
             return refused("offloads", format!("{more:?} was not negotiated"));
         }

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use net_client::Offloads;
+use virtio::net::F as NetF;
 use virtqueue::QueueMemory;
 
 use super::Pair;
-use crate::shared::lock;
+use crate::features::guest_offloads;
+use crate::rsc::Families;
+use crate::shared::{Shared, lock};
 
 /// Makes the first `count` pairs those that the driver uses (virtio 1.4, 5.1.9.5.6).
 ///
@@ -32,6 +35,26 @@ pub(crate) fn set_queue_pairs<M: QueueMemory>(
         }
     }
     unused.iter().try_for_each(|pair| pair.set_enabled(false))
+}
+
+/// Tells all backends what the driver copes with, of these features, and has all pairs put together no other packets'
+/// segments.
+///
+/// # Errors
+/// When a backend refuses; nothing has changed then.
+pub(crate) fn set_guest_offloads<M: QueueMemory>(
+    shared: &Shared,
+    pairs: &[Arc<Pair<M>>],
+    copes_with: NetF,
+) -> io::Result<()> {
+    set_offloads(pairs, guest_offloads(copes_with))?;
+    let families = Families::of(copes_with);
+    // Queues that begin meanwhile have it from there.
+    *lock(&shared.families) = families;
+    for pair in pairs {
+        pair.set_families(families);
+    }
+    Ok(())
 }
 
 /// Tells all backends what the driver copes with.

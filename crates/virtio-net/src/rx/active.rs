@@ -2,6 +2,7 @@
 //! in place.
 
 mod batch;
+mod coalesced;
 mod copied;
 mod expected;
 
@@ -13,6 +14,7 @@ use virtio_bus::ActiveQueue;
 use virtqueue::{QueueError, QueueMemory, QueueState, VirtQueue};
 
 use self::batch::Batch;
+pub(crate) use self::coalesced::Segments;
 use self::expected::Expected;
 use super::After;
 use super::peek::{Place, Refused, is_segmented, tags_len};
@@ -49,6 +51,8 @@ pub(crate) struct ActiveRx<M: QueueMemory> {
     expected: Expected,
     /// A frame that was read, for which there are not enough buffers yet.
     held: Option<Held>,
+    /// Segments that are put together, for a driver that has negotiated that.
+    segments: Option<Segments>,
     /// Neither paused nor being stopped.
     pub(crate) running: bool,
     /// The peer was told that there is no room; a kick will say otherwise.
@@ -89,6 +93,7 @@ impl<M: QueueMemory> ActiveRx<M> {
             batch: Batch::new(),
             expected: Expected::new(layout.header_len),
             held: None,
+            segments: None,
             running,
             // The peer may have been told before the queue was there.
             starved: true,

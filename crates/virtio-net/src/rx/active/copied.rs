@@ -8,11 +8,12 @@ use crate::filter::PEEK;
 use crate::header::GSO_TYPE;
 use crate::lend::copy_frame;
 use crate::pair::Layout;
+use crate::rsc::SAID;
 use crate::rx::peek::{Refused, is_segmented, peek_frame, tags_len};
 use crate::statistics::RxStatistics;
 
 impl<M: QueueMemory> ActiveRx<M> {
-    /// Copies a frame into buffers. Where there are not enough the peer keeps it, but not for ever.
+    /// Takes a frame. Where there are not buffers enough the peer keeps it, but not for ever.
     pub(in crate::rx) fn receive(
         &mut self,
         frame: &Frame<'_>,
@@ -28,30 +29,23 @@ impl<M: QueueMemory> ActiveRx<M> {
             refused.count(port, statistics);
             return Ok(Received::Taken);
         }
-        let mut fits = false;
-        for _ in 0..BUDGET {
-            self.deliver_held(statistics)?;
-            if self.held.is_none() {
-                self.buffers.gather(guest_len, statistics)?;
-                fits = self.buffers.fits(guest_len);
-                if fits {
-                    break;
-                }
-                if !self.buffers.ready.is_empty() && (self.buffers.is_all() || self.overdue) {
-                    self.drop_frame(port, statistics);
-                    return Ok(Received::Taken);
-                }
-            }
-            if !self.look_again(statistics)? {
-                if !self.buffers.ready.is_empty() {
-                    self.begin_patience();
-                }
-                return Ok(Received::Busy);
-            }
+        if self.segments.is_some() {
+            return self.coalesce(frame, guest_len, port, statistics);
         }
-        if !fits {
-            self.try_later();
-            return Ok(Received::Busy);
+        self.copy_in(frame, guest_len, None, port, statistics)
+    }
+
+    /// Copies a frame into buffers, with another start of its header perhaps.
+    pub(super) fn copy_in(
+        &mut self,
+        frame: &Frame<'_>,
+        guest_len: usize,
+        said: Option<[u8; SAID]>,
+        port: &Port,
+        statistics: &mut RxStatistics,
+    ) -> Result<Received, QueueError> {
+        if let Some(received) = self.make_room(guest_len, port, statistics)? {
+            return Ok(received);
         }
         let Layout {
             header_len,
@@ -70,9 +64,47 @@ impl<M: QueueMemory> ActiveRx<M> {
             skip += copy_frame(chain.writable(), offset, frame.iov, skip, left);
             offset = offset.saturating_sub(chain.writable_len());
         }
+        if let Some(said) = said {
+            self.buffers.ready.write(0, &said);
+        }
         // A frame that says it is longer than its memory: `skip` is what there was.
         self.deliver_ready(header_len - host_header_len + skip, statistics);
         Ok(Received::Taken)
+    }
+
+    /// Has buffers ready for a frame. If there are not enough: what becomes of it.
+    pub(super) fn make_room(
+        &mut self,
+        guest_len: usize,
+        port: &Port,
+        statistics: &mut RxStatistics,
+    ) -> Result<Option<Received>, QueueError> {
+        let mut fits = false;
+        for _ in 0..BUDGET {
+            self.deliver_held(statistics)?;
+            if self.held.is_none() {
+                self.buffers.gather(guest_len, statistics)?;
+                fits = self.buffers.fits(guest_len);
+                if fits {
+                    break;
+                }
+                if !self.buffers.ready.is_empty() && (self.buffers.is_all() || self.overdue) {
+                    self.drop_frame(port, statistics);
+                    return Ok(Some(Received::Taken));
+                }
+            }
+            if !self.look_again(statistics)? {
+                if !self.buffers.ready.is_empty() {
+                    self.begin_patience();
+                }
+                return Ok(Some(Received::Busy));
+            }
+        }
+        if fits {
+            return Ok(None);
+        }
+        self.try_later();
+        Ok(Some(Received::Busy))
     }
 
     /// Whether the driver wants a frame that is handed over.
