@@ -142,7 +142,8 @@ impl Devices {
     pub fn new(machine: &Machine) -> Result<Self, DeviceError> {
         let tree = qdev::Machine::new(types()?).map_err(DeviceError::Machine)?;
         let bus = machine.pci().bus().clone();
-        vm_pci::object::add_bus(&tree, tree.object(), "pci.0", bus)
+        // Nothing of this machine would tell its guest of a card that comes or goes.
+        vm_pci::object::add_fixed_bus(&tree, tree.object(), "pci.0", bus)
             .map_err(DeviceError::Machine)?;
         let netdevs = netdevs();
         let iothread = IoThread::new("io").map_err(DeviceError::IoThread)?;

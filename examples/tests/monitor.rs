@@ -36,7 +36,8 @@ fn rig() -> (Rig, Console) {
     (rig, console)
 }
 
-/// What is typed, and what QEMU 7.2 answers; a netdev of the kind `user` there is `loopback` here.
+/// What is typed, and what QEMU 7.2 answers; a netdev of the kind `user` there is `loopback` here, and the root bus
+/// of `-M q35`, `pcie.0`, is `pci.0`.
 const QEMUS: &[(&str, &str)] = &[
     ("", ""),
     ("   ", ""),
@@ -142,8 +143,36 @@ const QEMUS: &[(&str, &str)] = &[
         "Error: 'nosuch' is not a valid device model name\n",
     ),
     (
-        "device_add virtio-net-pci,id=net0",
-        "Error: Duplicate device ID 'net0'\n",
+        "device_add virtio-net-pci,id=net1",
+        "Error: Bus 'pci.0' does not support hotplugging\n",
+    ),
+    (
+        "device_add virtio-net-pci,id=net0,nosuch=1",
+        "Error: Bus 'pci.0' does not support hotplugging\n",
+    ),
+    (
+        "device_add virtio-net-pci,bus=zz",
+        "Error: Bus 'zz' not found\n",
+    ),
+    (
+        "device_add virtio-net-device,bus=virtio-bus",
+        "Error: Bus 'virtio-bus' is full\n",
+    ),
+    (
+        "device_del net0",
+        "Error: Bus 'pci.0' does not support hotplugging\n",
+    ),
+    (
+        "device_del /machine/peripheral/net0",
+        "Error: Bus 'pci.0' does not support hotplugging\n",
+    ),
+    (
+        "device_del net0/virtio-backend",
+        "Error: Bus 'virtio-bus' does not support hotplugging\n",
+    ),
+    (
+        "device_del /machine",
+        "Error: /machine is not a hotpluggable device\n",
     ),
     (
         "device_del",

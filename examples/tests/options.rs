@@ -292,6 +292,47 @@ fn a_capture_that_cannot_be_made_is_refused_in_qemus_words() {
 }
 
 #[test]
+fn a_machine_that_does_not_start_leaves_no_file_of_its_options() {
+    in_own_network(
+        "a_machine_that_does_not_start_leaves_no_file_of_its_options",
+        || {
+            let place = std::env::temp_dir().join(format!("vmm-options-{}", std::process::id()));
+            fs::create_dir(&place).unwrap();
+            let [new, old, link, linked] =
+                ["new", "old", "link", "linked"].map(|name| place.join(name));
+            fs::write(&old, "somebody's").unwrap();
+            std::os::unix::fs::symlink(&linked, &link).unwrap();
+            let dump = |id: &str, file: &std::path::Path| {
+                format!(
+                    "-object filter-dump,id={id},netdev=a,file={}",
+                    file.display()
+                )
+            };
+            let dumps = [dump("f", &new), dump("g", &old), dump("h", &link)].join(" ");
+            let serial = place.join("serial");
+            let wrong_later = [
+                "-device nosuch".to_owned(),
+                "-object nosuch,id=x".to_owned(),
+                format!("-kernel /nonexistent -serial file:{}", serial.display()),
+                format!(
+                    "-kernel /nonexistent -serial file:{} -device nosuch",
+                    serial.display()
+                ),
+            ];
+            for wrong in wrong_later {
+                line(&format!("-netdev tap,id=a {dumps} {wrong}"));
+                assert!(!new.exists(), "{wrong}");
+                assert!(!linked.exists(), "{wrong}");
+                assert!(link.is_symlink(), "{wrong}");
+                assert!(!serial.exists(), "{wrong}");
+                assert!(old.exists(), "{wrong}");
+            }
+            fs::remove_dir_all(&place).unwrap();
+        },
+    );
+}
+
+#[test]
 fn a_queue_size_is_refused_in_qemus_words() {
     for (option, end) in [("rx_queue_size", "."), ("tx_queue_size", "")] {
         for size in ["0", "100", "128", "1000", "40000"] {

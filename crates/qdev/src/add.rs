@@ -20,7 +20,26 @@ impl Machine {
     /// # Errors
     /// Of each step its own, see [`Error`]; nothing is left behind.
     #[doc(alias = "qdev_device_add")]
-    pub fn device_add(self: &Arc<Self>, mut options: Options) -> Result<Arc<Object>, Error> {
+    pub fn device_add(self: &Arc<Self>, options: Options) -> Result<Arc<Object>, Error> {
+        self.add(options, self.is_running())
+    }
+
+    /// Takes a device out, and puts a fresh one that an option string describes in its place, as if the machine had
+    /// been built with it: nobody asks or tells the guest, and the bus need not support hotplugging. For who restores
+    /// a saved device into a machine that stands still.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], with the device still there; else those of [`device_add`](Self::device_add), and it is gone.
+    pub fn replace(
+        self: &Arc<Self>,
+        device: &Arc<Object>,
+        options: Options,
+    ) -> Result<Arc<Object>, Error> {
+        self.finish_unplug(device)?;
+        self.add(options, false)
+    }
+
+    fn add(self: &Arc<Self>, mut options: Options, is_hotplug: bool) -> Result<Arc<Object>, Error> {
         if options.wants_help() {
             return Err(Error::WantsHelp);
         }
@@ -28,13 +47,16 @@ impl Machine {
             tracing::warn!("{warning}");
         }
         let id = options.take_id()?;
-        if let Some(id) = id.as_ref().filter(|id| self.peripheral.child(id).is_some()) {
+        // QEMU 7.2: while the machine is built an id is looked at before all else, later when it is given.
+        if let Some(id) = id.as_ref().filter(|id| self.peripheral.child(id).is_some())
+            && !is_hotplug
+        {
             return Err(self.duplicate_id(id));
         }
         let driver = options.take_required("driver")?;
         let driver = self.registry().canonical_name(&driver);
-        let class = self.device_class(driver)?;
-        let bus = self.bus_for(&class, options.take("bus").as_deref())?;
+        let class = self.device_class(driver, is_hotplug)?;
+        let bus = self.bus_for(&class, options.take("bus").as_deref(), is_hotplug)?;
 
         let device = self.registry().new_object(driver)?;
         let mut undo = Undo::new();
@@ -71,7 +93,7 @@ impl Machine {
         self.peripheral.child(id)
     }
 
-    fn device_class(&self, driver: &str) -> Result<Arc<Class>, Error> {
+    fn device_class(&self, driver: &str, is_hotplug: bool) -> Result<Arc<Class>, Error> {
         let unknown = || Error::NotADeviceModel(driver.to_owned());
         let class = self.registry().class(driver).map_err(|error| match error {
             qom::Error::UnknownType(_) => unknown(),
@@ -84,7 +106,7 @@ impl Machine {
             return Err(Error::AbstractDriver);
         }
         device.check_built(driver)?;
-        if !device.user_creatable || (self.is_running() && !device.hotpluggable) {
+        if !device.user_creatable || (is_hotplug && !device.hotpluggable) {
             return Err(Error::NotPluggable);
         }
         Ok(class)
@@ -93,7 +115,12 @@ impl Machine {
     /// The bus that a device of this class goes on: the one that was asked for, or the first with
     /// room.
     #[doc(alias = "qbus_find")]
-    fn bus_for(&self, class: &Class, asked: Option<&str>) -> Result<Option<Arc<Object>>, Error> {
+    fn bus_for(
+        &self,
+        class: &Class,
+        asked: Option<&str>,
+        is_hotplug: bool,
+    ) -> Result<Option<Arc<Object>>, Error> {
         let wanted = class.part::<DeviceClass>().and_then(|class| class.bus_type);
         let device = || class.name().to_string();
         let bus = match (asked, wanted) {
@@ -123,7 +150,7 @@ impl Machine {
             }
         };
         let state = BusState::of(&bus)?;
-        if self.is_running() && !state.role().is_hotpluggable() {
+        if is_hotplug && !state.role().is_hotpluggable() {
             return Err(Error::BusNotHotpluggable(state.name().to_owned()));
         }
         Ok(Some(bus))

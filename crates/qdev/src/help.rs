@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use keyval::help::is_help;
 use keyval::{OptionInfo, Options};
-use qom::{Class, PropertyEntry, TypeRegistry, Unbuilt, Value};
+use qom::{Class, PropertyEntry, TypeRegistry};
 
 use crate::{Category, DEVICE, DeviceClass, Error};
 
@@ -122,13 +122,11 @@ fn option_line(property: &PropertyEntry) -> String {
 }
 
 fn unbuilt_line(property: &PropertyEntry) -> Option<String> {
-    let value = match property.unbuilt? {
-        Unbuilt::NoValue => return Some(format!("  {} (no value)\n", property.name)),
-        Unbuilt::Only(Value::Bool(true)) => "on".to_owned(),
-        Unbuilt::Only(Value::Bool(false)) => "off".to_owned(),
-        Unbuilt::Only(value) => value.to_string(),
-    };
-    Some(format!("  {}={value}\n", property.name))
+    let name = &property.name;
+    Some(match property.unbuilt?.values() {
+        None => format!("  {name} (no value)\n"),
+        Some(values) => format!("  {name}={}\n", values.join("|")),
+    })
 }
 
 fn concrete_device(class: &Class) -> Option<&DeviceClass> {

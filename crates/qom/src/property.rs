@@ -225,26 +225,45 @@ pub enum Unbuilt {
     NoValue,
     /// The property has this value, whatever its default, and takes no other.
     Only(&'static Value),
+    /// The property takes these values, which come to the same; the first is the one that it has.
+    OneOf(&'static [Value]),
 }
 
 impl Unbuilt {
+    /// The values that are taken, as a user writes them; `None` where there is none.
+    #[must_use]
+    pub fn values(self) -> Option<Vec<String>> {
+        let values = match self {
+            Self::NoValue => return None,
+            Self::Only(value) => std::slice::from_ref(value),
+            Self::OneOf(values) => values,
+        };
+        let text = |value: &Value| match value {
+            Value::Bool(true) => "on".to_owned(),
+            Value::Bool(false) => "off".to_owned(),
+            value => value.to_string(),
+        };
+        Some(values.iter().map(text).collect())
+    }
+
     /// Whether the value says what is so anyway.
     fn admits(self, value: &Value) -> bool {
         match self {
             Self::NoValue => matches!(value, Value::Str(text) if text.is_empty()),
             Self::Only(only) => only == value,
+            Self::OneOf(values) => values.contains(value),
         }
     }
 
     /// Why another value is refused, as the end of a sentence.
     fn refusal(self) -> String {
-        let only = match self {
-            Self::NoValue => return "is not supported".to_owned(),
-            Self::Only(Value::Bool(true)) => "on".to_owned(),
-            Self::Only(Value::Bool(false)) => "off".to_owned(),
-            Self::Only(value) => value.to_string(),
-        };
-        format!("is not supported with any value but '{only}'")
+        match self.values() {
+            None => "is not supported".to_owned(),
+            Some(values) => {
+                let values = values.join("' or '");
+                format!("is not supported with any value but '{values}'")
+            }
+        }
     }
 }
 
@@ -422,6 +441,7 @@ impl PropertyInfo {
             None => self.default.as_ref(),
             Some(Unbuilt::NoValue) => None,
             Some(Unbuilt::Only(value)) => Some(value),
+            Some(Unbuilt::OneOf(values)) => values.first(),
         }
     }
 

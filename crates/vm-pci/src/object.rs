@@ -76,8 +76,8 @@ const PROPERTIES: &[PropertyInfo] = &[
     PropertyInfo::bool("multifunction", false).describe("on/off"),
     PropertyInfo::u32("acpi-index", 0).unbuilt(Unbuilt::Only(&Value::Int(0))),
     PropertyInfo::str("failover_pair_id").unbuilt(Unbuilt::NoValue),
-    // There is no ROM.
-    PropertyInfo::u32("rombar", 1).unbuilt(Unbuilt::Only(&Value::Int(0))),
+    // There is no ROM: none is shown, whether it might be (1, as QEMU has it) or not.
+    PropertyInfo::u32("rombar", 1).unbuilt(Unbuilt::OneOf(&[Value::Int(1), Value::Int(0)])),
     PropertyInfo::str("romfile").unbuilt(Unbuilt::NoValue),
     PropertyInfo::u32("romsize", u32::MAX).unbuilt(Unbuilt::Only(&Value::Int(u32::MAX as i128))),
     // They say something only of PCI Express.
@@ -184,7 +184,8 @@ impl DeviceLevel for PciDeviceLevel {
     }
 }
 
-/// Puts `bus` into the tree of `machine`, as `name` (`pci.0`) below `owner`.
+/// Puts `bus` into the tree of `machine`, as `name` (`pci.0`) below `owner`. Devices come and go on it at any time; that
+/// the guest hears of it is the machine's to see to: see [`add_fixed_bus`] for one that does not.
 ///
 /// # Errors
 /// [`qom::PropertyError::Duplicate`] if the owner has something of this name.
@@ -194,7 +195,34 @@ pub fn add_bus(
     name: &str,
     bus: Arc<PciBus>,
 ) -> Result<Arc<Object>, Error> {
-    let role = PciBusRole { bus: bus.clone() };
+    add_bus_of(machine, owner, name, bus, true)
+}
+
+/// As [`add_bus`], of a bus that says no to hotplugging, as QEMU's root bus `pcie.0` does: once the machine
+/// [runs](Machine::set_running), devices neither come nor are asked to leave.
+///
+/// # Errors
+/// [`qom::PropertyError::Duplicate`] if the owner has something of this name.
+pub fn add_fixed_bus(
+    machine: &Machine,
+    owner: &Arc<Object>,
+    name: &str,
+    bus: Arc<PciBus>,
+) -> Result<Arc<Object>, Error> {
+    add_bus_of(machine, owner, name, bus, false)
+}
+
+fn add_bus_of(
+    machine: &Machine,
+    owner: &Arc<Object>,
+    name: &str,
+    bus: Arc<PciBus>,
+    is_hotpluggable: bool,
+) -> Result<Arc<Object>, Error> {
+    let role = PciBusRole {
+        bus: bus.clone(),
+        is_hotpluggable,
+    };
     let object = machine.add_bus(owner, PCI_BUS, name, Arc::new(role))?;
     object.share_part(bus);
     Ok(object)
@@ -203,6 +231,7 @@ pub fn add_bus(
 /// A [`PciBus`] as the tree's bus.
 struct PciBusRole {
     bus: Arc<PciBus>,
+    is_hotpluggable: bool,
 }
 
 impl PciBusRole {
@@ -305,6 +334,10 @@ impl HotplugHandler for PciBusRole {
 }
 
 impl Bus for PciBusRole {
+    fn is_hotpluggable(&self) -> bool {
+        self.is_hotpluggable
+    }
+
     /// Resets what on the bus is no device of the tree: the machine's own functions, such as the host
     /// bridge. The devices' were reset with them.
     fn reset(&self, bus: &Arc<Object>) {

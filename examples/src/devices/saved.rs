@@ -3,7 +3,6 @@
 use std::sync::{Arc, Weak};
 
 use keyval::Options;
-use qdev::UnplugAnswer;
 use qom::Object;
 use virtio_pci::{SaveError, SavedPci, VirtioPci};
 use vm_pci::object::PciDevice;
@@ -27,9 +26,6 @@ pub enum CannotSave {
     /// The card does not leave, or does not come again.
     #[error("{0}")]
     Device(#[from] qdev::Error),
-    /// The guest is asked first, which stands still.
-    #[error("'{0}' does not leave without its driver")]
-    Stays(String),
 }
 
 /// What devices were made of, to be made again.
@@ -42,11 +38,15 @@ impl Devices {
     /// See [`qdev::Machine::device_add`]; nothing is left behind.
     pub fn plug(&self, text: &str) -> Result<Arc<Object>, qdev::Error> {
         let options = Options::parse(text, Some("driver"));
-        let device = self.machine.device_add(options)?;
+        Ok(self.made_of(self.machine.device_add(options)?, text))
+    }
+
+    /// Remembers what a device was made of.
+    fn made_of(&self, device: Arc<Object>, text: &str) -> Arc<Object> {
         let mut made = super::lock(&self.made);
         made.retain(|(device, _)| device.strong_count() > 0);
         made.push((Arc::downgrade(&device), text.into()));
-        Ok(device)
+        device
     }
 
     /// The state of a network card, which goes on. Devices are [paused](Self::pause) and the processors at rest.
@@ -82,12 +82,10 @@ impl Devices {
         // What was chosen for it then is not chosen anew. Of two values the last counts.
         let devfn = PciDevice::of(&device)?.devfn();
         let text = format!("{text},addr={devfn},mac={mac}");
-        let answer = self.machine.request_unplug(&device)?;
-        if answer != UnplugAnswer::Now {
-            return Err(CannotSave::Stays(name.into()));
-        }
+        let options = Options::parse(&text, Some("driver"));
+        let fresh = self.machine.replace(&device, options)?;
         drop(device);
-        let device = self.plug(&text)?;
+        let device = self.made_of(fresh, &text);
         let function = function_of(&device, name)?;
         function.pause();
         Ok(function.restore(&state)?)

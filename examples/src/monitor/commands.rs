@@ -94,27 +94,13 @@ impl Console {
         if asks_for_help(&options, "driver") {
             return help_of(device_help(text));
         }
-        match self.devices.plug(text) {
-            Ok(_) => DONE,
-            // On the command line QEMU words it otherwise.
-            Err(qdev::Error::DuplicateId(id)) => Err(format!("Duplicate device ID '{id}'").into()),
-            Err(error) => Err(error.into()),
-        }
+        self.devices.plug(text)?;
+        DONE
     }
 
     /// `name` is an id or a path.
     fn device_del(&self, name: &str) -> Outcome {
-        let tree = self.devices.tree();
-        let device = if name.starts_with('/') {
-            tree.find(name)?
-        } else {
-            let found = tree.device(name);
-            found.ok_or_else(|| qdev::Error::DeviceNotFound(name.into()))?
-        };
-        if !device.is_a(qdev::DEVICE) {
-            return Err(format!("{name} is not a hotpluggable device").into());
-        }
-        tree.request_unplug(&device)?;
+        self.devices.tree().device_del(name)?;
         DONE
     }
 

@@ -3,6 +3,7 @@
 mod ending;
 mod host_pings;
 mod in_process;
+mod new_files;
 mod run;
 
 pub use ending::Ending;

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use payload::BootInfo;
 
 use super::host_pings::HostPings;
+use super::new_files::NewFiles;
 use super::{Ending, Setting, VmmError, in_process};
 use crate::boot::{Entry, Image};
 use crate::cli::{Options, Serial};
@@ -37,6 +39,7 @@ pub(super) struct Run<'a> {
     deadline: Option<Instant>,
     /// Set while vCPUs are taken out of whatever they do.
     leaving: Arc<AtomicBool>,
+    new_files: NewFiles,
 }
 
 impl<'a> Run<'a> {
@@ -52,13 +55,21 @@ impl<'a> Run<'a> {
             exit_port: options.kernel.is_none().then_some(payload::EXIT_PORT),
         };
         let leaving = Arc::new(AtomicBool::new(false));
-        let machine = Machine::new(&config, interrupts, serial_end(options, &leaving)?)?;
+        let new_files = NewFiles::default();
+        let serial_file = match &options.serial {
+            Serial::File(path) => Some(path.as_path()),
+            Serial::None | Serial::Stdio => None,
+        };
+        let serial = new_files.made_by(serial_file, || serial_end(options, &leaving))?;
+        let machine = Machine::new(&config, interrupts, serial)?;
         let devices = Arc::new(Devices::new(&machine)?);
         for netdev in &options.netdevs {
             devices.netdev_add(netdev)?;
         }
         for object in &options.objects {
-            let made = devices.object_add(object);
+            let parsed = keyval::Options::parse(object, Some("qom-type"));
+            let file = parsed.get("file").map(Path::new);
+            let made = new_files.made_by(file, || devices.object_add(object));
             made.map_err(|source| DeviceError::Filter {
                 text: object.clone(),
                 source,
@@ -94,6 +105,7 @@ impl<'a> Run<'a> {
             run_state,
             deadline,
             leaving,
+            new_files,
         })
     }
 
@@ -140,6 +152,7 @@ impl<'a> Run<'a> {
                     wake => return Ok(wake.ending()),
                 }
             }
+            self.new_files.keep();
             self.run_state.runs_for_good();
             in_process::start(&self.machine, interrupts, info).map_err(VmmError::Host)?;
             loop {
@@ -164,6 +177,7 @@ impl<'a> Run<'a> {
         image: &Image,
         mut entry: Entry,
     ) -> Result<Ending, VmmError> {
+        self.new_files.keep();
         loop {
             vcpus.reset(&entry)?;
             let (wake, stopped) = self.boot(vcpus)?;

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Barrier};
 
 use crate::machine::{Gate, GuestHasASay, ToyBus, Toys};
+use keyval::Options;
 use qdev::{BusState, DeviceState, Error, Machine, Phase, UnplugAnswer};
 
 const UP: [&str; 9] = [
@@ -432,5 +433,37 @@ fn a_running_machine_takes_only_what_can_be_hot_plugged() -> Result<(), Error> {
         );
     }
     assert!(toys.add("toy")?.get::<bool>("hotplugged")?);
+    Ok(())
+}
+
+#[test]
+fn a_device_is_replaced_on_a_bus_that_lets_none_come_or_go() -> Result<(), Error> {
+    let toys = Toys::new()?;
+    let fixed = ToyBus {
+        name: "fixed.0",
+        max: Some(1),
+        script: toys.script.clone(),
+    };
+    toys.machine.add_bus(
+        toys.machine.object(),
+        "slot-bus",
+        "fixed.0",
+        Arc::new(fixed),
+    )?;
+    let before = toys.add("toy,bus=fixed.0,id=cold")?;
+    toys.machine.set_running();
+    let options = |text: &str| Options::parse(text, Some("driver"));
+    let after = toys
+        .machine
+        .replace(&before, options("toy,bus=fixed.0,id=cold"))?;
+    assert!(!Arc::ptr_eq(&before, &after));
+    assert_eq!(DeviceState::of(&before)?.phase(), Phase::Created);
+    assert_eq!(DeviceState::of(&after)?.phase(), Phase::Plugged);
+    let named = toys.machine.device("cold");
+    assert!(named.is_some_and(|device| Arc::ptr_eq(&device, &after)));
+    // One that cannot be made leaves an empty place.
+    let refused = toys.machine.replace(&after, options("toy,nosuch=1"));
+    assert!(refused.is_err());
+    assert!(toys.machine.device("cold").is_none());
     Ok(())
 }
