@@ -1,18 +1,26 @@
 //! A driver for virtio-net.
 
+mod commands;
 mod control;
 mod header;
 mod receive;
+mod statistics;
 mod transmit;
 
+pub use commands::{Coalescing, HashConfig, RssConfig};
 pub use control::ControlQueue;
 pub use header::{Header, header_len};
 pub use receive::{ReceiveQueue, Received};
+pub use statistics::{
+    ControlStatistics, QueueStatistics, ReceiveChecksums, ReceiveStatistics, TransmitChecksums,
+    TransmitStatistics,
+};
 pub use transmit::TransmitQueue;
 
 use virtio::DeviceStatus;
 use virtio::net::{F, S};
 
+use self::control::ResultAt;
 use crate::pci::{InterruptStatus, NO_VECTOR};
 use crate::{DmaMemory, Error, MsixMessage, Platform, VirtQueue, VirtioPciTransport};
 
@@ -314,17 +322,34 @@ impl<P: Platform, const N: usize> NetDriver<P, N> {
         class: u8,
         command: u8,
         data: &[u8],
-        mut wait: impl FnMut() -> bool,
+        wait: impl FnMut() -> bool,
     ) -> Result<bool, Error> {
+        let nowhere = ResultAt::Nowhere;
+        let answer = self.control_for(class, command, data, nowhere, &mut [], wait)?;
+        Ok(answer.is_some())
+    }
+
+    /// As [`control`](Self::control), of a command with a result, which is read into `result`: returns how long it is,
+    /// or `None` where the device did not acknowledge the command.
+    fn control_for(
+        &mut self,
+        class: u8,
+        command: u8,
+        data: &[u8],
+        result_at: ResultAt,
+        result: &mut [u8],
+        mut wait: impl FnMut() -> bool,
+    ) -> Result<Option<usize>, Error> {
         let control = self.control.as_mut().ok_or(Error::NotNegotiated)?;
         let platform = self.transport.platform();
-        control.start(platform, class, command, data)?;
+        control.start_for(platform, class, command, data, result_at, result.len())?;
         if control.queue_mut().publish(platform) {
             self.transport.kick(control.queue());
         }
         loop {
-            if let Some(acknowledged) = control.poll(platform)? {
-                return Ok(acknowledged);
+            if let Some(answer) = control.poll_answer(platform)? {
+                let acknowledged = answer.acknowledged;
+                return Ok(acknowledged.then(|| control.result(platform, answer, result)));
             }
             if !wait() {
                 return Err(Error::ControlTimeout);

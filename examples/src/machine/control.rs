@@ -72,13 +72,14 @@ impl Control {
         event
     }
 
-    /// Forgets all events: what was reported by vCPUs before a reset is not meant for after it.
+    /// Forgets what vCPUs and devices reported before a reset, which is not meant for after it. What the user
+    /// wants, he wants all the same.
     pub fn clear(&self) {
-        self.events
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
-        let _ = self.wake.read();
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.retain(|event| matches!(event, Event::Quit | Event::RunState));
+        if events.is_empty() {
+            let _ = self.wake.read();
+        }
     }
 
     /// Readable while there is an event.
@@ -107,6 +108,21 @@ mod tests {
         );
         assert_eq!(control.take(), Some(Event::PowerOff));
         assert_eq!(control.take(), None);
+        assert!(control.wake.read().is_err());
+    }
+
+    #[test]
+    fn a_reset_forgets_the_guests_events_and_not_the_users() {
+        let control = Control::new().unwrap();
+        for event in [Event::PowerOff, Event::Quit, Event::RunState, Event::Reset] {
+            control.report(event);
+        }
+        control.clear();
+        assert_eq!(control.take(), Some(Event::Quit));
+        assert_eq!(control.take(), Some(Event::RunState));
+        assert_eq!(control.take(), None);
+        control.report(Event::PowerOff);
+        control.clear();
         assert!(control.wake.read().is_err());
     }
 }

@@ -306,7 +306,7 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 const INSIDE: &str = "EXAMPLES_TEST_IS_IN_ITS_OWN_NETWORK";
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 /// The memory that [`Rig::driver`] shares with the device.
 pub(crate) const DMA: DmaRegion = DmaRegion {
     address: 4 * MIB,

@@ -7,6 +7,7 @@ use std::vec::Vec;
 use super::*;
 use crate::fake::{FUNCTION, Fake};
 use crate::queue::SplitRing;
+use virtio::net::HashType;
 
 fn driver<'f>(fake: &'f Fake, config: &NetConfig<'_>) -> NetDriver<&'f Fake, 64> {
     let transport = VirtioPciTransport::probe(fake, FUNCTION).unwrap();
@@ -335,4 +336,209 @@ fn a_control_command_without_an_answer_holds_back_the_next() {
         Err(Error::ControlTimeout)
     );
     assert_eq!(driver.control(0, 0, &[1], || true), Err(Error::QueueFull));
+}
+
+/// Brings a driver up with these features, and has `command` run on it by a device that checks what it is asked and
+/// answers: `answer`, and `result` in the buffer at this place of the chain.
+fn exchange<T>(
+    features: F,
+    expected: &[u8],
+    answer: u8,
+    result: &[u8],
+    command: impl FnOnce(&mut NetDriver<&Fake, 64>, &mut dyn FnMut() -> bool) -> T,
+) -> T {
+    let fake = Fake::new();
+    let features = features | F::CTRL_VQ;
+    fake.offer(features);
+    let mut driver = driver(
+        &fake,
+        &NetConfig {
+            features,
+            ..NetConfig::default()
+        },
+    );
+    let mut device = || {
+        // Without RSS and MQ it follows the first pair; Fake's `max_virtqueue_pairs` says the same with them.
+        let layout = fake.layout(2);
+        let head = fake.head(layout, 0);
+        let chain = fake.chain(layout, head);
+        let mut bytes = Vec::new();
+        let mut written = 0;
+        let mut writable = Vec::new();
+        for part in chain.iter().filter(|part| part.len > 0) {
+            if part.flags & SplitRing::WRITE == 0 {
+                let start = bytes.len();
+                bytes.resize(start + part.len as usize, 0);
+                fake.memory_read(part.address, &mut bytes[start..]);
+            } else {
+                writable.push(*part);
+            }
+        }
+        assert_eq!(bytes, expected);
+        // The answer is the buffer of one byte.
+        for part in writable {
+            if part.len == 1 {
+                fake.memory_write(part.address, &[answer]);
+                written += 1;
+            } else if answer == 0 {
+                assert!(result.len() <= part.len as usize);
+                fake.memory_write(part.address, result);
+                written += result.len() as u32;
+            }
+        }
+        fake.complete(layout, head, written);
+        true
+    };
+    command(&mut driver, &mut device)
+}
+
+#[test]
+fn coalescing_is_set_and_read_as_the_specification_lays_it_out() {
+    let coalescing = Coalescing {
+        max_packets: 0x0403_0201,
+        max_usecs: 100,
+    };
+    let bytes = [1, 2, 3, 4, 100, 0, 0, 0];
+    let both = F::NOTF_COAL | F::VQ_NOTF_COAL;
+    for (class_and_command, is_rx) in [([6, 1], true), ([6, 0], false)] {
+        let asked = [&class_and_command[..], &bytes].concat();
+        let done = exchange(both, &asked, 0, &[], |driver, device| {
+            if is_rx {
+                driver.set_receive_coalescing(coalescing, device)
+            } else {
+                driver.set_transmit_coalescing(coalescing, device)
+            }
+        });
+        assert_eq!(done, Ok(true));
+    }
+    let asked = [&[6, 2, 1, 0, 0, 0][..], &bytes].concat();
+    let done = exchange(both, &asked, 1, &[], |driver, device| {
+        driver.set_queue_coalescing(1, coalescing, device)
+    });
+    assert_eq!(done, Ok(false), "the device says no");
+    for (answer, result, expected) in [
+        (0, &bytes[..], Some(coalescing)),
+        (0, &bytes[..7], None),
+        (1, &bytes[..], None),
+    ] {
+        let asked = [6, 3, 0, 1, 0, 0];
+        let read = exchange(both, &asked, answer, result, |driver, device| {
+            driver.queue_coalescing(0x100, device)
+        });
+        assert_eq!(read, Ok(expected), "{answer} {result:?}");
+    }
+}
+
+#[test]
+fn statistics_are_asked_for_and_taken_apart() {
+    let types = exchange(
+        F::DEVICE_STATS,
+        &[8, 0],
+        0,
+        &[3, 0, 3, 0, 1, 0, 0, 0],
+        |driver, device| driver.statistics_types(device),
+    );
+    assert_eq!(types, Ok(Some(0x1_0003_0003)));
+    let mut asked = [0; 18];
+    asked[..4].copy_from_slice(&[8, 1, 2, 0]);
+    // Bit 32 of the bitmap.
+    asked[14] = 1;
+    let reply = [
+        32, 0, 2, 0, 0, 0, 24, 0, //
+        7, 0, 0, 0, 0, 0, 0, 0, //
+        6, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    for (answer, expected) in [
+        (
+            0,
+            Some(ControlStatistics {
+                commands: 7,
+                acknowledged: 6,
+            }),
+        ),
+        (1, None),
+    ] {
+        let read = exchange(F::DEVICE_STATS, &asked, answer, &reply, |driver, device| {
+            driver.queue_statistics::<ControlStatistics>(2, device)
+        });
+        assert_eq!(read, Ok(expected));
+    }
+}
+
+#[test]
+fn hashing_and_spreading_are_configured() {
+    let key = [0xa5; 40];
+    let hash = HashConfig {
+        types: HashType::TCPV4 | HashType::IPV6,
+        key: &key,
+    };
+    let asked = [&[4, 2, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 40][..], &key].concat();
+    let done = exchange(F::HASH_REPORT, &asked, 0, &[], |driver, device| {
+        driver.set_hash(&hash, device)
+    });
+    assert_eq!(done, Ok(true));
+
+    let mut config = RssConfig {
+        hash,
+        unclassified: 1,
+        table: &[0, 1, 1, 0],
+        transmit_pairs: 2,
+    };
+    let asked = [
+        &[
+            4, 1, 0x0a, 0, 0, 0, 3, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 2, 0, 40,
+        ][..],
+        &key,
+    ]
+    .concat();
+    let done = exchange(F::RSS, &asked, 0, &[], |driver, device| {
+        driver.set_rss(&config, device)
+    });
+    assert_eq!(done, Ok(true));
+    config.table = &[];
+    let long = [0; 2048];
+    let refused = exchange(F::RSS, &[], 0, &[], |driver, device| {
+        let empty = driver.set_rss(&config, &mut *device);
+        config.table = &long;
+        [empty, driver.set_rss(&config, device)]
+    });
+    assert_eq!(refused[0], Err(Error::FrameTooLong(0)));
+    assert!(matches!(refused[1], Err(Error::FrameTooLong(_))));
+}
+
+#[test]
+fn a_command_whose_feature_is_not_there_is_not_sent() {
+    let fake = Fake::new();
+    let every = F::NOTF_COAL | F::VQ_NOTF_COAL | F::DEVICE_STATS | F::RSS | F::HASH_REPORT;
+    fake.offer(F::CTRL_VQ | every);
+    let mut driver = driver(
+        &fake,
+        &NetConfig {
+            features: F::CTRL_VQ,
+            ..NetConfig::default()
+        },
+    );
+    let never = || -> bool { panic!("it was sent") };
+    let hash = HashConfig {
+        types: HashType::empty(),
+        key: &[],
+    };
+    let rss = RssConfig {
+        hash,
+        unclassified: 0,
+        table: &[0],
+        transmit_pairs: 1,
+    };
+    let none = Err(Error::NotNegotiated);
+    let coalescing = Coalescing::default();
+    assert_eq!(driver.set_receive_coalescing(coalescing, never), none);
+    assert_eq!(driver.set_transmit_coalescing(coalescing, never), none);
+    assert_eq!(driver.set_queue_coalescing(0, coalescing, never), none);
+    assert_eq!(driver.set_hash(&hash, never), none);
+    assert_eq!(driver.set_rss(&rss, never), none);
+    let none = Error::NotNegotiated;
+    assert_eq!(driver.queue_coalescing(0, never), Err(none));
+    assert_eq!(driver.statistics_types(never), Err(none));
+    let read = driver.queue_statistics::<ReceiveStatistics>(0, never);
+    assert_eq!(read, Err(none));
 }
