@@ -133,7 +133,7 @@ usage: vmm [options]
 -help, -version
 
 Each option may have one dash or two. Without -kernel an embedded guest runs, which pings the host
-through its NIC; without -netdev and -device it has
+through its NIC and ends, or with -monitor goes on answering pings until quit; without -netdev and -device it has
   -netdev tap,id=tap0,ip=10.0.2.2/24 -device virtio-net-pci,netdev=tap0
 in a network namespace of its own, where the host lets it have one.
 With -kernel the serial line is on the terminal: Ctrl-A x ends the VMM, Ctrl-A Ctrl-A sends Ctrl-A.

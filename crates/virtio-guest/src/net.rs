@@ -17,8 +17,11 @@ pub use statistics::{
 };
 pub use transmit::TransmitQueue;
 
+/// Features of a network device, and of any.
+pub use virtio::net::F;
+
 use virtio::DeviceStatus;
-use virtio::net::{F, S};
+use virtio::net::S;
 
 use self::control::ResultAt;
 use crate::pci::{InterruptStatus, NO_VECTOR};

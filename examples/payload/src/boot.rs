@@ -33,7 +33,8 @@ pub enum ExitStatus {
 pub struct BootInfo {
     /// How many pings to send.
     pub pings: u16,
-    /// How many pings of others to answer, at least, before ending.
+    /// How many pings of others to answer, at least, before ending; [`ENDLESS`](Self::ENDLESS) of them keep the program
+    /// answering until somebody else ends it.
     pub requests: u16,
     /// The program's own address.
     pub guest: Ipv4Addr,
@@ -46,6 +47,9 @@ pub struct BootInfo {
 }
 
 impl BootInfo {
+    /// More pings than there will be.
+    pub const ENDLESS: u16 = u16::MAX;
+
     /// Length in memory.
     pub const LEN: usize = 40;
 

@@ -10,6 +10,7 @@ use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Message, Icmpv4Packet, Icmpv4Repr,
     IpAddress, IpCidr, IpProtocol, Ipv4Packet,
 };
+use virtio_guest::net::F;
 use virtio_guest::phy::Device;
 use virtio_guest::{DmaMemory, Error, Interrupts, NetConfig, NetDriver, VirtioPciTransport, pci};
 
@@ -74,6 +75,8 @@ pub fn run<M: Machine>(machine: &M, info: &BootInfo) -> Result<Summary, Option<E
             QUEUE_SIZE
         },
         interrupts,
+        // Taken where the card offers it. One pair of queues is all that is driven, so no MQ and no RSS.
+        features: NetConfig::default().features | F::RING_PACKED,
         ..NetConfig::default()
     };
     let driver = NetDriver::new(transport, DmaMemory::new(info.dma), &config)?;
@@ -83,8 +86,13 @@ pub fn run<M: Machine>(machine: &M, info: &BootInfo) -> Result<Summary, Option<E
         "MAC {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
     ));
     machine.print(format_args!(
-        "features {:#x}",
-        driver.features().bits().to_ne()
+        "features {:#x}, {} rings",
+        driver.features().bits().to_ne(),
+        if driver.features().contains(F::RING_PACKED) {
+            "packed"
+        } else {
+            "split"
+        }
     ));
     machine.print(format_args!(
         "link {}",
@@ -154,6 +162,7 @@ fn converse<M: Machine>(
     };
     let mut waiting_since = None;
     let mut idle_since = machine.now();
+    let mut said_endless = false;
     loop {
         // Asked for before the look, so that whatever comes after it ends the sleep below; unless
         // something was there before the request, for which no interrupt will come.
@@ -188,6 +197,16 @@ fn converse<M: Machine>(
         if wire.requests != summary.requests {
             summary.requests = wire.requests;
             idle_since = machine.now();
+        }
+        if info.requests == BootInfo::ENDLESS {
+            if waiting_since.is_none() && !said_endless {
+                said_endless = true;
+                machine.print(format_args!("answering pings until the monitor's quit"));
+            }
+            if !look_again {
+                machine.sleep();
+            }
+            continue;
         }
         let patience_is_over = machine.now().saturating_sub(idle_since) > REQUEST_TIMEOUT;
         if waiting_since.is_none() && (summary.requests >= info.requests || patience_is_over) {

@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use payload::BootInfo;
+
 use crate::boot::{BootError, DEFAULT_INFO, Image, LinuxImage, Payload};
 use crate::cli::Options;
 use crate::devices::DeviceError;
@@ -159,7 +161,9 @@ fn embedded(
     setting: &Setting,
     kvm: Result<KvmVm, KvmError>,
 ) -> Result<Ending, VmmError> {
-    let deadline = || Some(Instant::now() + EMBEDDED_TIME);
+    // Who has a monitor says himself when it is enough.
+    let is_controlled = !setting.channels.is_empty();
+    let deadline = || (!is_controlled).then(|| Instant::now() + EMBEDDED_TIME);
     let mut info = DEFAULT_INFO;
     let pings = match host_pings.then(|| HostPings::new(info.guest, info.requests)) {
         Some(Ok(pings)) => Some(pings),
@@ -169,7 +173,9 @@ fn embedded(
         }
         None => None,
     };
-    if pings.is_none() {
+    if is_controlled {
+        info.requests = BootInfo::ENDLESS;
+    } else if pings.is_none() {
         info.requests = 0;
     }
 
