@@ -31,6 +31,8 @@ mod rsc;
 mod rss;
 #[path = "device/rx.rs"]
 mod rx;
+#[path = "device/rx_turns.rs"]
+mod rx_turns;
 #[path = "device/segments.rs"]
 mod segments;
 #[path = "device/stats.rs"]

@@ -18,6 +18,7 @@ mod policy;
 mod rsc;
 mod rss;
 mod rx;
+mod rx_turns;
 mod segments;
 mod stats;
 mod tunnels;
