@@ -176,7 +176,10 @@ impl Machine {
             hash: story.ways.has(Ways::HASH),
             anti_spoof: story.ways.has(Ways::ANTI_SPOOF),
             mrg_rxbuf: !story.ways.has(Ways::NO_MERGEABLE),
-            failover: story.ways.has(Ways::FAILOVER),
+            failover: story.ways.has(Ways::RSC),
+            guest_rsc_ext: story.ways.has(Ways::RSC),
+            // As long as a few steps of the clock.
+            rsc_interval: 20_000_000,
             rx_limit: limit,
             tx_limit: limit,
             ..Default::default()

@@ -29,6 +29,8 @@ struct State {
     /// Two bits for each frame that comes, used again and again.
     moods: u8,
     refused: u8,
+    /// The number of the next byte that it sends.
+    seq: u32,
     negotiated: NetF,
     lent: Vec<(Token, Vec<IoVec>)>,
     reads: Vec<(Token, Vec<IoVec>)>,
@@ -90,7 +92,8 @@ impl Peer {
 
     /// Hands one frame over, of any length.
     pub fn send(&self, len: u16) {
-        let _ = self.port.send_bytes(&vec![0x5a; usize::from(len)]);
+        let frame = self.lock().frame(len.into());
+        let _ = self.port.send_bytes(&frame);
         self.port
             .flush(&mut |token| panic!("{token:?} was not lent"));
     }
@@ -103,8 +106,9 @@ impl Peer {
         }
         let nth = usize::from(nth) % state.reads.len();
         let (token, iov) = state.reads.remove(nth);
+        let frame = state.frame(len.into());
         drop(state);
-        let len = copy_to_iov(&iov, 0, &vec![0; usize::from(len)]);
+        let len = copy_to_iov(&iov, 0, &frame);
         self.port.read_done(token, len);
     }
 
@@ -247,8 +251,60 @@ impl FrameSource for Source<'_> {
             state.reads.push((token, iov.to_vec()));
             return Read::Pending;
         }
+        let frame = self.peer.lock().frame(len);
         // As a tap does: what does not fit is cut.
-        Read::Frame(copy_to_iov(iov, 0, &vec![0; len]))
+        Read::Frame(copy_to_iov(iov, 0, &frame))
+    }
+}
+
+impl State {
+    /// So many bytes, header included: a segment of one of two flows, where they are enough. Most continue the one before,
+    /// and some say more than ACK, or of their checksum that it is right, which it is not.
+    fn frame(&mut self, len: usize) -> Vec<u8> {
+        const HEADERS: usize = 14 + 20 + 20;
+        let mut bytes = vec![0; len];
+        let Some((header, frame)) = bytes.split_at_mut_checked(self.header_len) else {
+            return bytes;
+        };
+        if frame.len() < HEADERS || frame.len() > 14 + 65535 {
+            return bytes;
+        }
+        let packet = (frame.len() - 14) as u16;
+        let payload = (frame.len() - HEADERS) as u32;
+        if let Some(flags) = header.first_mut() {
+            // DATA_VALID.
+            *flags = if len % 16 == 5 { 0 } else { 2 };
+        }
+        let flags = match len % 32 {
+            7 => 0x18,
+            8 => 0x11,
+            _ => 0x10,
+        };
+        let ip = [
+            0x45,
+            0,
+            (packet >> 8) as u8,
+            packet as u8,
+            0,
+            0,
+            0x40,
+            0,
+            64,
+            6,
+        ];
+        frame[12] = 8;
+        frame[14..24].copy_from_slice(&ip);
+        frame[26..34].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2 + (len % 8 == 3) as u8]);
+        let mut sum: u32 = (frame[14..34].chunks(2))
+            .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
+            .sum();
+        sum = (sum & 0xffff) + (sum >> 16);
+        frame[24..26].copy_from_slice(&(!sum as u16).to_be_bytes());
+        frame[38..42].copy_from_slice(&self.seq.to_be_bytes());
+        frame[46] = 0x50;
+        frame[47] = flags;
+        self.seq = self.seq.wrapping_add(payload);
+        bytes
     }
 }
 

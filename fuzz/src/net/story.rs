@@ -37,7 +37,8 @@ impl Ways {
     pub(super) const ANTI_SPOOF: u8 = 16;
     pub(super) const LIMITS: u8 = 32;
     pub(super) const NO_MERGEABLE: u8 = 64;
-    pub(super) const FAILOVER: u8 = 128;
+    /// With `failover`, which is but a bit.
+    pub(super) const RSC: u8 = 128;
 
     pub(super) fn has(self, way: u8) -> bool {
         self.0 & way != 0
