@@ -108,6 +108,7 @@ impl Nic {
                 state: queue.driver.state(),
                 kick: queue.kick.clone(),
                 call: queue.call.clone(),
+                in_flight: None,
             })
             .collect();
         device

@@ -98,6 +98,7 @@ impl Rig {
                 state: QueueState::default(),
                 kick: ring.kick.clone(),
                 call: Arc::new(Silent::default()),
+                in_flight: None,
             })
             .collect();
         device

@@ -61,6 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             state: QueueState::default(),
             kick,
             call: interrupts.clone(),
+            in_flight: None,
         });
     }
     card.activate(Activation {

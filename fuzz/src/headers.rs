@@ -253,6 +253,7 @@ impl Machine {
                 state: QueueState::default(),
                 kick: Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd")),
                 call: Arc::new(NoCall),
+                in_flight: None,
             })
             .collect();
         let kicks = queues.iter().map(|queue| queue.kick.clone()).collect();

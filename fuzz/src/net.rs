@@ -643,5 +643,6 @@ fn queue(index: u16, story: &Story) -> ActiveQueue {
         state,
         kick: Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd")),
         call: Arc::new(Calls::default()),
+        in_flight: None,
     }
 }

@@ -11,6 +11,12 @@
 //! connection with a [`ServeError`] that names the request; the device is then reset, and the next front
 //! end finds it as new.
 //!
+//! With in-flight tracking a front end keeps a record of what the rings have in flight. If this process dies, at whatever
+//! moment, the next one goes on by the record and by the used ring, not by SET_VRING_BASE: what was taken and is not
+//! used is taken again first, in the order in which it was taken. A frame that was on its way out when the process died may
+//! so be sent twice; its chain is used once. After GET_VRING_BASE, which says where the ring stands, and with nothing in flight
+//! the record is closed, and the base counts again.
+//!
 //! The control queue of a network device stays with the front end, so its features end at 64 bits and
 //! at what needs no control queue; which queue pairs are in use is what SET_VRING_ENABLE says.
 //!
@@ -20,6 +26,7 @@
 //! | `session` | the requests of one connection |
 //! | `early` | the one request that QEMU makes before its time |
 //! | `ring` | one ring's settings, and where it stands |
+//! | `inflight` | in-flight tracking: what a back end that dies leaves to the next one |
 //! | `memory` | [`Memory`]: the front end's memory, mapped |
 //! | `notify` | kick, call and error descriptors |
 //! | `error` | [`ServeError`], [`Refusal`] |
@@ -32,6 +39,7 @@
 
 mod early;
 mod error;
+mod inflight;
 mod memory;
 mod notify;
 mod ring;

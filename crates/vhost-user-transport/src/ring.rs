@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::Refusal;
+use crate::inflight::Inflight;
 use crate::memory::Regions;
 use crate::notify::Call;
 
@@ -63,6 +64,7 @@ impl Ring {
         index: u16,
         packed: bool,
         regions: &Regions,
+        inflight: Option<&Inflight>,
         map: &G,
     ) -> Result<ActiveQueue, Refusal> {
         let missing = |missing| Refusal::NotSetUp {
@@ -96,12 +98,20 @@ impl Ring {
                 reason,
             })?
         };
+        let (in_flight, state) = match inflight {
+            None => (None, state),
+            Some(inflight) => {
+                let (record, state) = inflight.record(index, &config, packed, state, map)?;
+                (Some(record), state)
+            }
+        };
         Ok(ActiveQueue {
             index: QueueIndex(index),
             config,
             state,
             kick,
             call: self.call.clone(),
+            in_flight,
         })
     }
 }

@@ -17,6 +17,7 @@ use vhost::vhost_user::{Error, Result, VhostUserBackendReqHandler};
 
 use crate::early::Enable;
 use crate::error::Refusal;
+use crate::inflight;
 use crate::memory::MAX_REGIONS;
 use crate::notify::eventfd;
 use crate::ring::{Addresses, Ring};
@@ -143,10 +144,7 @@ impl VhostUserBackendReqHandler for Session {
 
     fn reset_device(&self) -> Result<()> {
         self.with(|plugged| {
-            plugged.stop_device();
-            for ring in &mut plugged.rings {
-                ring.base = None;
-            }
+            plugged.reset_device();
             Ok(())
         })
     }
@@ -268,6 +266,7 @@ impl VhostUserBackendReqHandler for Session {
     fn get_protocol_features(&self) -> Result<VhostUserProtocolFeatures> {
         Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     }
@@ -326,12 +325,22 @@ impl VhostUserBackendReqHandler for Session {
         self.refuse("GET_SHARED_OBJECT")
     }
 
-    fn get_inflight_fd(&self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        self.refuse("GET_INFLIGHT_FD")
+    fn get_inflight_fd(&self, inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        self.with(|plugged| {
+            let rings = plugged.rings.len();
+            let largest = plugged.rings.iter().map(|ring| ring.max_size).max();
+            let (queues, size) = (inflight.num_queues, inflight.queue_size);
+            if queues == 0 || usize::from(queues) > rings || size == 0 || Some(size) > largest {
+                return Err(Refusal::Inflight(format!(
+                    "{queues} queues of {size} entries were asked for, of {rings}"
+                )));
+            }
+            inflight::make(inflight)
+        })
     }
 
-    fn set_inflight_fd(&self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        self.refuse("SET_INFLIGHT_FD")
+    fn set_inflight_fd(&self, inflight: &VhostUserInflight, file: File) -> Result<()> {
+        self.with(|plugged| plugged.set_inflight(inflight, file))
     }
 
     fn get_max_mem_slots(&self) -> Result<u64> {

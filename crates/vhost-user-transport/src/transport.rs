@@ -1,10 +1,12 @@
 //! The transport: its bus, and the device as a front end has set it up.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use vhost::vhost_user::message::VhostUserInflight;
 use vhost::vhost_user::{self, BackendReqHandler};
 use virtio::{F, le128};
 use virtio_bus::{
@@ -15,6 +17,7 @@ use virtqueue::QueueIndex;
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use crate::error::{Refusal, ServeError};
+use crate::inflight::Inflight;
 use crate::memory::{Memory, Regions};
 use crate::notify::Reports;
 use crate::ring::{Ring, base};
@@ -44,6 +47,8 @@ pub(crate) struct Plugged {
     memory: Memory,
     pub(crate) regions: Regions,
     pub(crate) rings: Vec<Ring>,
+    /// Where the front end keeps what is in flight.
+    pub(crate) inflight: Option<Inflight>,
     /// What the front end chose, `PROTOCOL_FEATURES` included.
     pub(crate) features: u64,
     /// The device was told of them.
@@ -141,6 +146,7 @@ impl BusTransport<Memory> for VhostUserTransport {
             regions: Regions::new(memory.clone()),
             memory,
             rings: sizes.into_iter().map(Ring::new).collect(),
+            inflight: None,
             features: 0,
             negotiated: false,
             active: false,
@@ -229,7 +235,13 @@ impl Plugged {
             return Ok(());
         };
         let map = self.memory.memory();
-        let queue = ring.activation(index.into(), packed, &self.regions, &*map)?;
+        let queue = ring.activation(
+            index.into(),
+            packed,
+            &self.regions,
+            self.inflight.as_ref(),
+            &*map,
+        )?;
         let kick = queue.kick.clone();
         let started = if self.active {
             self.device.start_queue(queue)
@@ -258,6 +270,9 @@ impl Plugged {
             && let Some(ActiveQueue { state, .. }) = self.device.stop_queue(QueueIndex(queue))
         {
             ring.base = Some(base(state, packed));
+            if let Some(inflight) = &self.inflight {
+                inflight.stopped(queue, packed);
+            }
         }
         ring.kick = None;
         ring.base(packed)
@@ -274,6 +289,35 @@ impl Plugged {
             self.reports.set_error_fd(index, None);
         }
         self.regions.clear();
+        self.inflight = None;
+    }
+
+    /// SET_INFLIGHT_FD.
+    pub(crate) fn set_inflight(
+        &mut self,
+        passed: &VhostUserInflight,
+        file: File,
+    ) -> Result<(), Refusal> {
+        if let Some(index) = self.rings.iter().position(|ring| ring.running) {
+            return Err(Refusal::Running {
+                index: u32::try_from(index).unwrap_or(u32::MAX),
+                request: "SET_INFLIGHT_FD",
+            });
+        }
+        self.inflight = Some(Inflight::new(passed, file)?);
+        Ok(())
+    }
+
+    /// RESET_DEVICE: the driver begins anew.
+    pub(crate) fn reset_device(&mut self) {
+        let packed = self.is_packed();
+        self.stop_device();
+        for ring in &mut self.rings {
+            ring.base = None;
+        }
+        if let Some(inflight) = &self.inflight {
+            inflight.forget(packed);
+        }
     }
 
     /// Stops all rings, and has the device forget what was negotiated.

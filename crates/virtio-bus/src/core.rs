@@ -381,6 +381,7 @@ fn lend(index: QueueIndex, queue: &mut Queue, features: F) -> Option<ActiveQueue
         state: queue.state.unwrap_or_else(|| QueueState::initial(features)),
         kick: Arc::clone(&queue.kick),
         call: Arc::clone(&queue.call),
+        in_flight: None,
     })
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Weak};
 
 use virtio::{F, Id};
-use virtqueue::{QueueConfig, QueueIndex, QueueState};
+use virtqueue::{InFlightRecord, QueueConfig, QueueIndex, QueueState};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -25,6 +25,10 @@ pub struct ActiveQueue {
     pub kick: Arc<EventFd>,
     /// Called when the device has used buffers that the driver wants to hear of.
     pub call: Arc<dyn GuestNotifier>,
+    /// Where the device's queue keeps what it has in flight, and from where it takes what was in flight before
+    /// ([`VirtQueue::with_record`](virtqueue::VirtQueue::with_record)); `None` but where a transport's protocol has
+    /// such a record.
+    pub in_flight: Option<Arc<dyn InFlightRecord>>,
 }
 
 /// Tells the guest of used buffers in one queue.

@@ -185,11 +185,14 @@ impl<M: QueueMemory> VirtioNet<M> {
         loan: &ActiveQueue,
         memory: &M,
     ) -> Result<VirtQueue<M>, ActivateError> {
-        VirtQueue::new(&loan.config, loan.state, state.features, memory.clone()).map_err(|source| {
-            ActivateError::Queue {
-                index: loan.index,
-                source: Box::new(source),
-            }
+        let queue = VirtQueue::new(&loan.config, loan.state, state.features, memory.clone());
+        let queue = queue.map_err(|source| ActivateError::Queue {
+            index: loan.index,
+            source: Box::new(source),
+        })?;
+        Ok(match &loan.in_flight {
+            Some(record) => queue.with_record(record.clone()),
+            None => queue,
         })
     }
 

@@ -31,6 +31,7 @@
 //! | `split`, `packed` | where the device stands in its rings, and how it follows a chain |
 //! | `split::rings`, `packed::ring` | the memory of the rings, and the order of accesses to it |
 //! | `in_order` | completions that wait for those before them |
+//! | `in_flight` | [`InFlightRecord`]: what is in flight, kept where it outlives this process |
 //! | `event` | when an index passes an event index |
 //! | `memory` | [`QueueMemory`], what is asked of guest memory; where in this process it is |
 //! | `mock` | with the feature `test-utils`: drivers for tests |
@@ -70,6 +71,7 @@ mod chain;
 mod config;
 mod error;
 mod event;
+mod in_flight;
 mod in_order;
 mod memory;
 #[cfg(feature = "test-utils")]
@@ -81,6 +83,7 @@ mod split;
 pub use chain::{Chain, Segment};
 pub use config::{NOTIFY_ON_EMPTY, QueueConfig, QueueIndex, QueueState};
 pub use error::QueueError;
+pub use in_flight::{InFlight, InFlightRecord, RingDescriptor};
 pub use memory::QueueMemory;
 pub use queue::{MAX_SEGMENTS, VirtQueue};
 

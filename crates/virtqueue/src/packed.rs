@@ -9,6 +9,7 @@ use virtio::virtq::DescF;
 use vm_memory::GuestMemory;
 
 use crate::error::{Fault, fault};
+use crate::in_flight::RingDescriptor;
 use crate::memory::{Raw, Table, Translation};
 use crate::queue::Taking;
 use crate::{Chain, QueueConfig, QueueError, QueueMemory, QueueState};
@@ -182,19 +183,79 @@ impl PackedQueue {
             chain.clear();
             self.take_direct(taking.map, taking.translation, first, chain)?
         };
+        self.took(taking.in_flight, id, count)?;
+        chain.set_head(id);
+        Ok(Some(id))
+    }
+
+    /// Takes a chain that is in flight by a record, which has its `descriptors`, in the place that they had in the ring.
+    pub(crate) fn take_again<M: QueueMemory>(
+        &mut self,
+        mut taking: Taking<'_, M>,
+        descriptors: &[RingDescriptor],
+        chain: &mut Chain<M>,
+    ) -> Result<u16, Fault> {
+        let offset = self.next_avail.offset();
+        chain.begin(offset, self.popped, taking.map);
+        let count = u16::try_from(descriptors.len()).unwrap_or(u16::MAX);
+        let [first, rest @ ..] = descriptors else {
+            return Err(fault(QueueError::NotAvailable(offset)));
+        };
+        if count > self.room {
+            return Err(fault(QueueError::Overrun(offset)));
+        }
+        let id = if first.flags & INDIRECT != 0 && rest.is_empty() {
+            self.take_indirect(&mut taking, first.to_raw(), chain)?
+        } else {
+            for descriptor in descriptors {
+                if descriptor.flags & INDIRECT != 0 {
+                    return Err(fault(QueueError::IndirectNext));
+                }
+                chain.add(
+                    taking.map,
+                    taking.translation,
+                    descriptor.address,
+                    descriptor.len,
+                    descriptor.flags & WRITE != 0,
+                )?;
+            }
+            rest.last().unwrap_or(first).id
+        };
+        self.took(taking.in_flight, id, count)?;
+        chain.set_head(id);
+        self.set_drained();
+        Ok(id)
+    }
+
+    /// A chain of `count` descriptors is the device's.
+    #[inline(always)]
+    fn took(&mut self, in_flight: &mut [u16], id: u16, count: u16) -> Result<(), Fault> {
         let size = self.size;
-        let Some(taken) = taking.in_flight.get_mut(usize::from(id)) else {
+        let Some(taken) = in_flight.get_mut(usize::from(id)) else {
             return Err(fault(QueueError::Head { head: id, size }));
         };
         if *taken != 0 {
             return Err(fault(QueueError::HeadInFlight(id)));
         }
         *taken = count;
-        chain.set_head(id);
         self.next_avail = self.next_avail.plus(count, size);
         self.room -= count;
         self.popped = self.popped.wrapping_add(1);
-        Ok(Some(id))
+        Ok(())
+    }
+
+    /// The descriptors of the chain that was taken last, of which there are `count`, into `list`.
+    pub(crate) fn taken_last(&self, count: u16, list: &mut Vec<RingDescriptor>) {
+        let first = self.next_avail.minus(count, self.size);
+        list.clear();
+        list.extend((0..count).map(|i| {
+            let place = first.plus(i, self.size);
+            RingDescriptor::from_raw(self.ring.descriptor(place.offset()))
+        }));
+    }
+
+    pub(crate) fn set_drained(&mut self) {
+        self.drained = true;
     }
 
     pub(crate) fn undo_pop(&mut self, count: u16) {
@@ -306,6 +367,11 @@ impl PackedQueue {
 
     pub(crate) fn staged(&self) -> u16 {
         self.staged
+    }
+
+    /// Where the device stands in the ring once what is staged is published.
+    pub(crate) fn next_used_then(&self) -> u16 {
+        self.next_staged.0
     }
 
     /// Follows a chain of the ring's own descriptors, in consecutive slots (virtio 1.4, 2.8.6). The answer is its

@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::ptr;
+use std::sync::Arc;
 
 use virtio::F;
+use vm_memory::GuestMemory;
 
 use crate::error::Fault;
+use crate::in_flight::{InFlightRecord, Recorder};
 use crate::in_order::InOrder;
 use crate::memory::Translation;
 use crate::packed::PackedQueue;
@@ -32,9 +35,18 @@ pub struct VirtQueue<M: QueueMemory> {
     in_flight: Box<[u16]>,
     /// Chains that were popped and not completed.
     in_flight_count: u16,
-    /// With `VIRTIO_F_IN_ORDER`: what was completed before its turn.
-    in_order: Option<Box<InOrder>>,
+    /// What few queues have.
+    aside: Option<Box<Aside>>,
     broken: bool,
+}
+
+/// What is kept beside the queue, out of the way of those that have none of it.
+#[derive(Default)]
+struct Aside {
+    /// With `VIRTIO_F_IN_ORDER`: what was completed before its turn.
+    in_order: Option<InOrder>,
+    /// With a record of what is in flight: that.
+    recorder: Option<Recorder>,
 }
 
 /// The rings in the format that was negotiated, and where the device stands in them.
@@ -50,6 +62,13 @@ pub(crate) struct Taking<'a, M: QueueMemory> {
     pub(crate) in_flight: &'a mut [u16],
     /// `VIRTIO_F_INDIRECT_DESC` was negotiated.
     pub(crate) indirect: bool,
+}
+
+impl Aside {
+    /// Something is to be taken again.
+    fn is_recovering(&self) -> bool {
+        (self.recorder.as_ref()).is_some_and(|recorder| recorder.next().is_some())
+    }
 }
 
 impl<M: QueueMemory> VirtQueue<M> {
@@ -71,9 +90,12 @@ impl<M: QueueMemory> VirtQueue<M> {
         } else {
             Ring::Split(SplitQueue::new(config, state, features, &*map)?)
         };
-        let in_order = features
-            .contains(F::IN_ORDER)
-            .then(|| Box::new(InOrder::new(config.size, ring.next_position())));
+        let aside = features.contains(F::IN_ORDER).then(|| {
+            Box::new(Aside {
+                in_order: Some(InOrder::new(config.size, ring.next_position())),
+                recorder: None,
+            })
+        });
         Ok(Self {
             config: *config,
             memory,
@@ -83,9 +105,18 @@ impl<M: QueueMemory> VirtQueue<M> {
             indirect: features.contains(F::INDIRECT_DESC),
             in_flight: vec![0; usize::from(config.size)].into_boxed_slice(),
             in_flight_count: 0,
-            in_order,
+            aside,
             broken: false,
         })
+    }
+
+    /// Has the queue keep `record`, and take what is in flight by it before anything of the ring. The queue was made
+    /// to go on from a state in which nothing is in flight: from where the used ring stands.
+    #[must_use]
+    pub fn with_record(mut self, record: Arc<dyn InFlightRecord>) -> Self {
+        let recorder = Recorder::new(record, self.config.size);
+        self.aside.get_or_insert_default().recorder = Some(recorder);
+        self
     }
 
     /// Takes the next available chain into `chain`, replacing what it held. `false` when there is none.
@@ -123,6 +154,12 @@ impl<M: QueueMemory> VirtQueue<M> {
             Ring::Packed(packed) => packed.undo_pop(count),
         }
         self.in_flight_count -= 1;
+        if let Some(recorder) = self.recorder() {
+            recorder.undone(head);
+            if recorder.next().is_some() {
+                self.ring.set_drained();
+            }
+        }
         chain.clear();
         true
     }
@@ -136,8 +173,8 @@ impl<M: QueueMemory> VirtQueue<M> {
     #[doc(alias = "virtqueue_fill")]
     #[inline(always)]
     pub fn push_used(&mut self, head: u16, len: u32) -> Result<(), QueueError> {
-        if self.in_order.is_some() {
-            return self.push_in_order(head, len);
+        if self.aside.is_some() {
+            return self.push_aside(head, len);
         }
         match self.in_flight.get_mut(usize::from(head)) {
             Some(count) if *count != 0 => {
@@ -154,10 +191,10 @@ impl<M: QueueMemory> VirtQueue<M> {
     #[doc(alias = "virtqueue_flush")]
     #[inline]
     pub fn publish(&mut self) -> u16 {
-        match &mut self.ring {
-            Ring::Split(split) => split.publish(&*self.map),
-            Ring::Packed(packed) => packed.publish(&*self.map),
+        if self.aside.is_some() {
+            return self.publish_aside();
         }
+        self.ring.publish(&*self.map)
     }
 
     /// Whether the driver wants to hear of what was published since the last call (virtio 1.4, 2.7.7, 2.8.10).
@@ -187,6 +224,9 @@ impl<M: QueueMemory> VirtQueue<M> {
     pub fn enable_notifications(&mut self) -> Result<bool, QueueError> {
         if self.broken {
             return Err(QueueError::Broken);
+        }
+        if self.aside.as_deref().is_some_and(Aside::is_recovering) {
+            return Ok(true);
         }
         let more = match &mut self.ring {
             Ring::Split(split) => split.enable_notifications(&*self.map),
@@ -249,6 +289,10 @@ impl<M: QueueMemory> VirtQueue<M> {
             Ring::Split(split) => {
                 if split.is_drained() {
                     follow_map(memory, map, translation, |now| split.follow(config, now))?;
+                    // As long as something is to be taken again, the ring counts as drained.
+                    if self.aside.as_deref().is_some_and(Aside::is_recovering) {
+                        return self.take_again(chain);
+                    }
                     if !split.look()? {
                         return Ok(false);
                     }
@@ -264,6 +308,9 @@ impl<M: QueueMemory> VirtQueue<M> {
             Ring::Packed(packed) => {
                 if packed.is_drained() {
                     follow_map(memory, map, translation, |now| packed.follow(config, now))?;
+                    if self.aside.as_deref().is_some_and(Aside::is_recovering) {
+                        return self.take_again(chain);
+                    }
                 }
                 let taking = Taking {
                     map,
@@ -279,28 +326,110 @@ impl<M: QueueMemory> VirtQueue<M> {
         };
         // At most `size` heads are in flight.
         self.in_flight_count += 1;
-        if let Some(in_order) = &mut self.in_order {
+        if self.aside.is_some() {
+            self.popped_aside(head, chain.position());
+        }
+        Ok(true)
+    }
+
+    /// Takes the next chain once more of those that are in flight by the record.
+    #[cold]
+    #[inline(never)]
+    fn take_again(&mut self, chain: &mut Chain<M>) -> Result<bool, Fault> {
+        let Some(aside) = &mut self.aside else {
+            return Ok(false);
+        };
+        let Some(recorder) = &mut aside.recorder else {
+            return Ok(false);
+        };
+        let Some(in_flight) = recorder.next().cloned() else {
+            return Ok(false);
+        };
+        let taking = Taking {
+            map: &self.map,
+            translation: &mut self.translation,
+            in_flight: &mut self.in_flight,
+            indirect: self.indirect,
+        };
+        let head = match &mut self.ring {
+            Ring::Split(split) => split.take_again(taking, in_flight.head, chain)?,
+            Ring::Packed(packed) => packed.take_again(taking, &in_flight.descriptors, chain)?,
+        };
+        recorder.popped_again();
+        self.in_flight_count += 1;
+        if let Some(in_order) = &mut aside.in_order {
             in_order.popped(head, chain.position());
         }
         Ok(true)
     }
 
+    /// What was popped, for those who want to know.
     #[inline(never)]
-    fn push_in_order(&mut self, head: u16, len: u32) -> Result<(), QueueError> {
+    fn popped_aside(&mut self, head: u16, position: u16) {
+        let Some(aside) = &mut self.aside else {
+            return;
+        };
+        if let Some(in_order) = &mut aside.in_order {
+            in_order.popped(head, position);
+        }
+        if let Some(recorder) = &mut aside.recorder {
+            if let Ring::Packed(packed) = &self.ring {
+                let count = self.in_flight.get(usize::from(head));
+                packed.taken_last(
+                    count.copied().unwrap_or_default(),
+                    &mut recorder.descriptors,
+                );
+            }
+            recorder.popped(head);
+        }
+    }
+
+    #[inline(never)]
+    fn push_aside(&mut self, head: u16, len: u32) -> Result<(), QueueError> {
         if !self.is_in_flight(head) {
             return Err(QueueError::NotInFlight(head));
         }
         self.in_flight_count -= 1;
-        let Some(mut in_order) = self.in_order.take() else {
+        let Some(mut aside) = self.aside.take() else {
             return Ok(());
         };
-        in_order.complete(head, len);
-        while let Some(next) = in_order.next() {
-            let count = self.end_flight(next.head);
-            self.ring.write_used(next.head, next.len, count);
+        match &mut aside.in_order {
+            Some(in_order) => {
+                in_order.complete(head, len);
+                while let Some(next) = in_order.next() {
+                    self.stage(&mut aside.recorder, next.head, next.len);
+                }
+            }
+            None => self.stage(&mut aside.recorder, head, len),
         }
-        self.in_order = Some(in_order);
+        self.aside = Some(aside);
         Ok(())
+    }
+
+    fn stage(&mut self, recorder: &mut Option<Recorder>, head: u16, len: u32) {
+        let count = self.end_flight(head);
+        self.ring.write_used(head, len, count);
+        if let Some(recorder) = recorder {
+            recorder.staged(head);
+        }
+    }
+
+    #[inline(never)]
+    fn publish_aside(&mut self) -> u16 {
+        let next_used = self.ring.next_used_then();
+        if let Some(recorder) = self.recorder() {
+            recorder.publishing(next_used);
+        }
+        let published = self.ring.publish(&*self.map);
+        if let Some(recorder) = self.recorder() {
+            recorder.published(next_used);
+        }
+        published
+    }
+
+    #[inline]
+    fn recorder(&mut self) -> Option<&mut Recorder> {
+        self.aside.as_mut()?.recorder.as_mut()
     }
 
     /// Whether `head` was popped and not completed since.
@@ -313,8 +442,9 @@ impl<M: QueueMemory> VirtQueue<M> {
         // What was completed before its turn is not the driver's yet, and not the device's any more.
         taken
             && !self
-                .in_order
+                .aside
                 .as_ref()
+                .and_then(|aside| aside.in_order.as_ref())
                 .is_some_and(|order| order.is_done(head))
     }
 
@@ -347,6 +477,30 @@ fn follow_map<M: QueueMemory>(
 }
 
 impl Ring {
+    /// What is seen to be available is looked for anew, from where the device stands.
+    fn set_drained(&mut self) {
+        match self {
+            Self::Split(split) => split.set_drained(),
+            Self::Packed(packed) => packed.set_drained(),
+        }
+    }
+
+    /// Where the used ring stands once what is staged is published.
+    fn next_used_then(&self) -> u16 {
+        match self {
+            Self::Split(split) => split.next_used_then(),
+            Self::Packed(packed) => packed.next_used_then(),
+        }
+    }
+
+    #[inline]
+    fn publish<G: GuestMemory>(&mut self, map: &G) -> u16 {
+        match self {
+            Self::Split(split) => split.publish(map),
+            Self::Packed(packed) => packed.publish(map),
+        }
+    }
+
     /// Stages a chain of so many entries as used.
     #[inline]
     fn write_used(&mut self, head: u16, len: u32, count: u16) {

@@ -86,6 +86,29 @@ impl SplitQueue {
         chain: &mut Chain<M>,
     ) -> Result<u16, Fault> {
         let head = self.rings.avail_entry(self.next_avail);
+        self.take(taking, head, chain)?;
+        Ok(head)
+    }
+
+    /// Takes the chain of `head`, which is in flight by a record, in the place of an entry of the available ring.
+    pub(crate) fn take_again<M: QueueMemory>(
+        &mut self,
+        taking: Taking<'_, M>,
+        head: u16,
+        chain: &mut Chain<M>,
+    ) -> Result<u16, Fault> {
+        self.take(taking, head, chain)?;
+        self.set_drained();
+        Ok(head)
+    }
+
+    #[inline(always)]
+    fn take<M: QueueMemory>(
+        &mut self,
+        taking: Taking<'_, M>,
+        head: u16,
+        chain: &mut Chain<M>,
+    ) -> Result<(), Fault> {
         let size = self.size;
         let Some(taken) = taking.in_flight.get_mut(usize::from(head)) else {
             return Err(fault(QueueError::Head { head, size }));
@@ -112,7 +135,11 @@ impl SplitQueue {
         }
         *taken = 1;
         self.next_avail = self.next_avail.wrapping_add(1);
-        Ok(head)
+        Ok(())
+    }
+
+    pub(crate) fn set_drained(&mut self) {
+        self.seen_avail = self.next_avail;
     }
 
     pub(crate) fn undo_pop(&mut self) {
@@ -203,6 +230,11 @@ impl SplitQueue {
 
     pub(crate) fn staged(&self) -> u16 {
         self.staged
+    }
+
+    /// Where the used ring stands once what is staged is published.
+    pub(crate) fn next_used_then(&self) -> u16 {
+        self.next_used.wrapping_add(self.staged)
     }
 
     /// Loads the driver's index. Whether there is something to take.

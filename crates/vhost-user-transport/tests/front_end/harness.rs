@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use iothread::IoThread;
-use net_client::Recorder;
+use net_client::{Port, Recorder};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -50,6 +50,10 @@ impl Format {
         matches!(self, Self::Packed | Self::PackedInOrder)
     }
 
+    pub(crate) fn is_in_order(self) -> bool {
+        matches!(self, Self::SplitInOrder | Self::PackedInOrder)
+    }
+
     /// Of what was offered, what is chosen.
     fn choose(self, offered: u64) -> u64 {
         let all = IN_ORDER | RING_PACKED;
@@ -87,24 +91,32 @@ pub(crate) struct Nic {
 
 impl Nic {
     pub(crate) fn new(pairs: usize) -> Self {
-        let io = IoThread::new("io").unwrap();
         let wires: Vec<_> = (0..pairs)
             .map(|i| Recorder::new(format!("wire{i}")))
             .collect();
+        let ports = wires.iter().map(|wire| wire.port().clone()).collect();
+        Self {
+            wires,
+            ..Self::with_ports(ports)
+        }
+    }
+
+    /// One whose wires are others.
+    pub(crate) fn with_ports(ports: Vec<Arc<Port>>) -> Self {
+        let io = IoThread::new("io").unwrap();
         let config = VirtioNetConfig {
-            mq: pairs > 1,
+            mq: ports.len() > 1,
             ctrl_by_front_end: true,
             packed: true,
             in_order: true,
             ..VirtioNetConfig::default()
         };
-        let ports = wires.iter().map(|wire| wire.port().clone()).collect();
         let nic = VirtioNet::new(config, ports, vec![io.context()]).unwrap();
         let transport = VhostUserTransport::new();
         transport.bus().plug(nic).unwrap();
         Self {
             transport,
-            wires,
+            wires: Vec::new(),
             _io: io,
         }
     }
@@ -139,6 +151,7 @@ pub(crate) struct GuestRing {
     added: u64,
     pub(crate) kick: EventFd,
     pub(crate) call: EventFd,
+    error: EventFd,
 }
 
 impl Guest {
@@ -155,15 +168,7 @@ impl Guest {
         rings: usize,
         format: Format,
     ) -> Self {
-        let mut frontend = Frontend::from_stream(socket.try_clone().unwrap(), 8);
-        frontend.set_owner().unwrap();
-        let features = format.choose(frontend.get_features().unwrap());
-        let protocol = frontend.get_protocol_features().unwrap();
-        frontend.set_protocol_features(protocol).unwrap();
-        assert!(protocol.contains(VhostUserProtocolFeatures::REPLY_ACK));
-        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.set_features(features).unwrap();
-
+        let (frontend, features) = negotiate(&socket, format);
         let file = TempFile::new().unwrap();
         file.as_file().set_len(MEMORY as u64).unwrap();
         let offset = FileOffset::new(file.as_file().try_clone().unwrap(), 0);
@@ -191,6 +196,7 @@ impl Guest {
                 added: 0,
                 kick: EventFd::new(EFD_NONBLOCK).unwrap(),
                 call: EventFd::new(EFD_NONBLOCK).unwrap(),
+                error: EventFd::new(EFD_NONBLOCK).unwrap(),
             })
             .collect();
         let mut guest = Self {
@@ -210,11 +216,42 @@ impl Guest {
         guest
     }
 
+    /// Goes on over another connection, with the same memory and the same rings, set up but not started.
+    pub(crate) fn reconnect(
+        &mut self,
+        socket: UnixStream,
+        served: JoinHandle<Result<(), ServeError>>,
+    ) {
+        (self.frontend, self.features) = negotiate(&socket, self.format);
+        (self.socket, self.served) = (socket, served);
+        self.frontend.set_mem_table(&[self.region]).unwrap();
+        for i in 0..self.rings.len() {
+            self.set_up(i);
+        }
+    }
+
+    /// The driver of ring `i` sets it up anew.
+    pub(crate) fn begin_anew(&mut self, i: usize) {
+        let at = 0x2000 * i as u64;
+        self.memory
+            .write_slice(&[0; 0x2000], GuestAddress(at))
+            .unwrap();
+        let features = F::from_bits_retain(le128::from_ne(u128::from(self.features)));
+        self.rings[i].driver = Driver::new(self.memory.clone(), GuestAddress(at), SIZE, features);
+        self.set_up(i);
+    }
+
+    /// Waits until the device says that ring `i` cannot go on.
+    pub(crate) fn expect_error(&mut self, i: usize) {
+        signalled(&self.rings[i].error);
+    }
+
     fn set_up(&mut self, i: usize) {
         let ring = &self.rings[i];
         self.frontend.set_vring_num(i, SIZE).unwrap();
         self.frontend.set_vring_addr(i, &self.addresses(i)).unwrap();
         self.frontend.set_vring_call(i, &ring.call).unwrap();
+        self.frontend.set_vring_err(i, &ring.error).unwrap();
     }
 
     pub(crate) fn addresses(&self, i: usize) -> VringConfigData {
@@ -260,16 +297,17 @@ impl Guest {
         }
     }
 
-    /// Queues a frame on transmit queue `i`, and kicks.
-    pub(crate) fn send(&mut self, i: usize, bytes: &[u8]) {
+    /// Queues a frame on transmit queue `i`, and kicks; what names it on the used ring.
+    pub(crate) fn send(&mut self, i: usize, bytes: &[u8]) -> u32 {
         let at = 0x10_0000 + 0x1000 * self.next_buffer(i);
         self.memory.write_slice(&[0; 12], GuestAddress(at)).unwrap();
         self.memory
             .write_slice(bytes, GuestAddress(at + 12))
             .unwrap();
         let len = u32::try_from(bytes.len()).unwrap() + 12;
-        self.rings[i].driver.add(&[Buffer::readable(at, len)]);
+        let head = self.rings[i].driver.add(&[Buffer::readable(at, len)]);
         self.rings[i].kick.write(1).unwrap();
+        head.into()
     }
 
     /// Makes a buffer available on receive queue `i`, and kicks; where it is.
@@ -304,6 +342,19 @@ impl Guest {
         drop(self.socket);
         self.served.join().unwrap()
     }
+}
+
+/// A front end at the beginning of a connection, and what it has chosen of what is offered.
+fn negotiate(socket: &UnixStream, format: Format) -> (Frontend, u64) {
+    let mut frontend = Frontend::from_stream(socket.try_clone().unwrap(), 8);
+    frontend.set_owner().unwrap();
+    let features = format.choose(frontend.get_features().unwrap());
+    let protocol = frontend.get_protocol_features().unwrap();
+    frontend.set_protocol_features(protocol).unwrap();
+    assert!(protocol.contains(VhostUserProtocolFeatures::REPLY_ACK));
+    frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    frontend.set_features(features).unwrap();
+    (frontend, features)
 }
 
 /// Waits for a signal.

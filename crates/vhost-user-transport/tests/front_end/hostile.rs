@@ -80,8 +80,8 @@ impl Random {
     }
 }
 
-/// MQ, REPLY_ACK, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS.
-const OFFERED: u64 = 1 << 0 | 1 << 3 | 1 << 9 | 1 << 13 | 1 << 15;
+/// MQ, REPLY_ACK, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS.
+const OFFERED: u64 = 1 << 0 | 1 << 3 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15;
 
 /// What can be passed along.
 struct Files {
@@ -95,10 +95,10 @@ fn message(random: &mut Random, files: &Files, features: u64) -> (u64, Vec<u8>, 
     let memory = files.memory.as_file().as_raw_fd();
     let event = files.event.as_raw_fd();
     let fd = random.pick(&[event], &[memory, files.socket.as_raw_fd()]);
-    let right = [1, 2, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15, 18, 24, 25, 36];
-    let wrong = [
-        0, 4, 6, 7, 16, 17, 20, 21, 31, 32, 34, 37, 38, 41, 43, 44, 99,
+    let right = [
+        1, 2, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15, 18, 24, 25, 31, 32, 36,
     ];
+    let wrong = [0, 4, 6, 7, 16, 17, 20, 21, 34, 37, 38, 41, 43, 44, 99];
     let code = random.pick(&right, &wrong);
     let mut words = Vec::new();
     let mut fds = Vec::new();
@@ -154,8 +154,11 @@ fn message(random: &mut Random, files: &Files, features: u64) -> (u64, Vec<u8>, 
             words.push(offset | size << 32);
         }
         31 | 32 => {
-            words.extend([random.number(), random.number()]);
-            words.push(random.number() & 0xffff | u64::from(SIZE) | 2 << 16);
+            words.push(random.pick(&[0x4000], &[0, 64, u64::MAX]));
+            words.push(random.pick(&[0], &[8, 0x1000, u64::MAX]));
+            let queues = random.pick(&[2], &[0, 1, 3, 0xffff]);
+            let size = random.pick(&[u64::from(SIZE)], &[0, 16, 0xffff]);
+            words.push(queues | size << 16);
             fds.extend((code == 32).then_some(memory));
         }
         _ => {}

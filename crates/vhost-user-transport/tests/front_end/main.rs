@@ -3,6 +3,7 @@
 
 mod harness;
 mod hostile;
+mod inflight;
 
 use std::io::Write;
 use std::os::fd::{FromRawFd, IntoRawFd};

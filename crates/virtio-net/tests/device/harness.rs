@@ -516,6 +516,7 @@ impl Nic {
             state,
             kick: self.kicks[index].clone(),
             call: self.calls[index].clone(),
+            in_flight: None,
         }
     }
 
