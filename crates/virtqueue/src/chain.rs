@@ -12,6 +12,7 @@ use vm_memory::{GuestAddress, GuestMemory, Permissions};
 use crate::error::{Fault, fault};
 use crate::memory::{Translation, mark_dirty};
 use crate::queue::MAX_SEGMENTS;
+use crate::short::Pieces;
 use crate::{QueueError, QueueMemory};
 
 /// A piece of a chain that is contiguous in guest and host memory: one descriptor, or one of the
@@ -48,6 +49,20 @@ impl Segment {
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
         self.len
+    }
+}
+
+impl Segment {
+    /// A descriptor's buffer, where it is not empty and in the region that the last one was in.
+    #[inline(always)]
+    pub(crate) fn known(translation: &Translation, address: u64, len: u32) -> Option<Self> {
+        let ptr = translation.known(address, len)?;
+        let len = usize::try_from(len).ok().filter(|len| *len > 0)?;
+        Some(Self {
+            address: GuestAddress(address),
+            ptr,
+            len,
+        })
     }
 }
 
@@ -205,6 +220,20 @@ impl<M: QueueMemory> Chain<M> {
         self.writable_len = 0;
     }
 
+    /// Makes it what was found in `map`.
+    pub(crate) fn set_pieces(&mut self, pieces: &Pieces, position: u16, map: &M::T) {
+        self.begin(pieces.head, position, map);
+        self.clear();
+        self.segments.extend_from_slice(pieces.segments());
+        let len = self.segments.iter().map(Segment::len).sum();
+        if pieces.writable {
+            self.writable_len = len;
+        } else {
+            self.readable = self.segments.len();
+            self.readable_len = len;
+        }
+    }
+
     /// Makes it one descriptor's buffer, as [`add`](Self::add) does with what is empty.
     #[inline(always)]
     pub(crate) fn set_one(
@@ -218,7 +247,7 @@ impl<M: QueueMemory> Chain<M> {
         self.segments.clear();
         let (Some(ptr), Ok(count)) = (translation.find(map, address, len), usize::try_from(len))
         else {
-            return self.set_pieces(map, translation, address, len, writable);
+            return self.set_anywhere(map, translation, address, len, writable);
         };
         if len == 0 {
             return Err(fault(QueueError::ZeroLength));
@@ -238,7 +267,7 @@ impl<M: QueueMemory> Chain<M> {
     /// As [`set_one`](Self::set_one) where it is not all in one region.
     #[cold]
     #[inline(never)]
-    fn set_pieces(
+    fn set_anywhere(
         &mut self,
         map: &M::M,
         translation: &mut Translation,

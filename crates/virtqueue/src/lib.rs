@@ -13,6 +13,9 @@
 //! 5. [`enable_notifications`](VirtQueue::enable_notifications), which looks once more: when it says
 //!    `true`, more came meanwhile, and the holder begins again.
 //!
+//! Between 2 and 3 most chains can do without a [`Chain`]: [`peek`](VirtQueue::peek) shows the next one where it is short,
+//! and it is completed at once.
+//!
 //! Whatever a driver writes ends in chains or in a [`QueueError`]; after an error the queue is broken
 //! and yields nothing more until it is made anew, so a bad chain is parsed once. Each value in guest
 //! memory is read once and then checked.
@@ -28,6 +31,7 @@
 //! | `config` | what a driver writes to set up a queue, and where a queue stands |
 //! | `queue` | [`VirtQueue`]: what both formats have in common |
 //! | `chain` | [`Chain`] and its [`Segment`]s |
+//! | `short` | [`Short`]: a chain that needs no lists |
 //! | `split`, `packed` | where the device stands in its rings, and how it follows a chain |
 //! | `split::rings`, `packed::ring` | the memory of the rings, and the order of accesses to it |
 //! | `in_order` | completions that wait for those before them |
@@ -78,6 +82,7 @@ mod memory;
 pub mod mock;
 mod packed;
 mod queue;
+mod short;
 mod split;
 
 pub use chain::{Chain, Segment};
@@ -86,6 +91,7 @@ pub use error::QueueError;
 pub use in_flight::{InFlight, InFlightRecord, RingDescriptor};
 pub use memory::QueueMemory;
 pub use queue::{MAX_SEGMENTS, VirtQueue};
+pub use short::Short;
 
 // The README's example runs with the documentation's.
 #[cfg(doctest)]

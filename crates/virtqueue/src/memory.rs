@@ -66,8 +66,9 @@ impl Translation {
         })
     }
 
+    /// As [`find`](Self::find), in the region that the last address was in.
     #[inline(always)]
-    fn known(&self, address: u64, len: u32) -> Option<*mut u8> {
+    pub(crate) fn known(&self, address: u64, len: u32) -> Option<*mut u8> {
         let offset = address.wrapping_sub(self.start);
         // An address below the region gives an offset past any region's end, as no region is so long
         // that both could be: `start + len` does not overflow.

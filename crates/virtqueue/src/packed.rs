@@ -12,6 +12,7 @@ use crate::error::{Fault, fault};
 use crate::in_flight::RingDescriptor;
 use crate::memory::{Raw, Table, Translation};
 use crate::queue::Taking;
+use crate::short::Pieces;
 use crate::{Chain, QueueConfig, QueueError, QueueMemory, QueueState};
 use ring::PackedRing;
 
@@ -256,6 +257,46 @@ impl PackedQueue {
 
     pub(crate) fn set_drained(&mut self) {
         self.drained = true;
+    }
+
+    /// The next chain, if it is available in a batch that goes on, and a short one.
+    #[inline(always)]
+    pub(crate) fn peek(&self, in_flight: &[u16], translation: &Translation) -> Option<Pieces> {
+        if self.drained {
+            return None;
+        }
+        let first = self.ring.descriptor(self.next_avail.offset());
+        let flags = first.fourth();
+        if flags & (AVAIL | USED | INDIRECT) != self.next_avail.available() {
+            return None;
+        }
+        let writable = flags & WRITE != 0;
+        let is_free = |id: u16| in_flight.get(usize::from(id)) == Some(&0);
+        if flags & NEXT == 0 {
+            let id = first.third();
+            let ours = self.room >= 1 && is_free(id);
+            return ours
+                .then(|| Pieces::one(id, writable, first, translation))
+                .flatten();
+        }
+        let next = self.next_avail.plus(1, self.size);
+        let second = self.ring.descriptor(next.offset());
+        let expected = next.available() | flags & WRITE;
+        if second.fourth() & (AVAIL | USED | INDIRECT | NEXT | WRITE) != expected {
+            return None;
+        }
+        let id = second.third();
+        let ours = self.room >= 2 && is_free(id);
+        ours.then(|| Pieces::two(id, writable, (first, second), translation))
+            .flatten()
+    }
+
+    /// The chain of so many descriptors that a peek has shown is taken.
+    #[inline(always)]
+    pub(crate) fn take_next(&mut self, count: u16) {
+        self.next_avail = self.next_avail.plus(count, self.size);
+        self.room -= count;
+        self.popped = self.popped.wrapping_add(1);
     }
 
     pub(crate) fn undo_pop(&mut self, count: u16) {

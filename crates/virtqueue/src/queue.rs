@@ -12,6 +12,7 @@ use crate::in_flight::{InFlightRecord, Recorder};
 use crate::in_order::InOrder;
 use crate::memory::Translation;
 use crate::packed::PackedQueue;
+use crate::short::{Pieces, Short};
 use crate::split::SplitQueue;
 use crate::{Chain, QueueConfig, QueueError, QueueMemory, QueueState};
 
@@ -138,6 +139,22 @@ impl<M: QueueMemory> VirtQueue<M> {
                 Err(*fault)
             }
         }
+    }
+
+    /// Looks at the next chain of a batch that [`pop`](Self::pop) has begun. `None`: it is to be popped, as there is none, or
+    /// it is not a short one, or makes no sense, or completions may have to wait for others (`VIRTIO_F_IN_ORDER`).
+    ///
+    /// What is shown has been checked, and each value of it was read once.
+    #[inline(always)]
+    pub fn peek(&mut self) -> Option<Short<'_, M>> {
+        if self.broken || self.in_order.is_some() {
+            return None;
+        }
+        let pieces = match &self.ring {
+            Ring::Split(split) => split.peek(&self.in_flight, &self.translation),
+            Ring::Packed(packed) => packed.peek(&self.in_flight, &self.translation),
+        }?;
+        Some(Short::new(self, pieces))
     }
 
     /// Gives back the chain that was popped last, as if it had not been. `false`, and nothing done,
@@ -454,6 +471,48 @@ impl<M: QueueMemory> VirtQueue<M> {
         self.in_flight
             .get_mut(usize::from(head))
             .map_or(0, std::mem::take)
+    }
+}
+
+/// What is done with a [`Short`].
+impl<M: QueueMemory> VirtQueue<M> {
+    /// The chain that was shown is taken and done with.
+    #[inline(always)]
+    pub(crate) fn complete_next(&mut self, pieces: &Pieces, len: u32) {
+        match &mut self.ring {
+            Ring::Split(split) => {
+                split.take_next();
+                split.write_used(pieces.head, len);
+            }
+            Ring::Packed(packed) => {
+                packed.take_next(pieces.count);
+                packed.write_used(pieces.head, len, pieces.count);
+            }
+        }
+    }
+
+    /// The chain that was shown is taken into `chain`.
+    pub(crate) fn take_next(&mut self, pieces: &Pieces, chain: &mut Chain<M>) {
+        chain.set_pieces(pieces, self.next_position(), &self.map);
+        let taken = match &mut self.ring {
+            Ring::Split(split) => {
+                split.take_next();
+                1
+            }
+            Ring::Packed(packed) => {
+                packed.take_next(pieces.count);
+                pieces.count
+            }
+        };
+        if let Some(entries) = self.in_flight.get_mut(usize::from(pieces.head)) {
+            *entries = taken;
+            self.in_flight_count += 1;
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn map(&self) -> &M::M {
+        &self.map
     }
 }
 

@@ -13,6 +13,7 @@ use crate::error::{Fault, fault};
 use crate::event::need_event;
 use crate::memory::{Raw, Table, Translation};
 use crate::queue::Taking;
+use crate::short::Pieces;
 use crate::{Chain, NOTIFY_ON_EMPTY, QueueConfig, QueueError, QueueMemory, QueueState};
 use rings::SplitRings;
 
@@ -140,6 +141,37 @@ impl SplitQueue {
 
     pub(crate) fn set_drained(&mut self) {
         self.seen_avail = self.next_avail;
+    }
+
+    /// The next chain, if the last look has shown it and it is a short one.
+    #[inline(always)]
+    pub(crate) fn peek(&self, in_flight: &[u16], translation: &Translation) -> Option<Pieces> {
+        if self.is_drained() {
+            return None;
+        }
+        let head = self.rings.avail_entry(self.next_avail);
+        if *in_flight.get(usize::from(head))? != 0 {
+            return None;
+        }
+        let first = self.rings.descriptor(head);
+        let flags = first.third();
+        let writable = flags & WRITE != 0;
+        if flags & (NEXT | INDIRECT) == 0 {
+            return Pieces::one(head, writable, first, translation);
+        } else if flags & INDIRECT != 0 || first.fourth() >= self.size {
+            return None;
+        }
+        let second = self.rings.descriptor(first.fourth());
+        if second.third() & (NEXT | INDIRECT | WRITE) != flags & WRITE {
+            return None;
+        }
+        Pieces::two(head, writable, (first, second), translation)
+    }
+
+    /// The chain that a peek has shown is taken.
+    #[inline(always)]
+    pub(crate) fn take_next(&mut self) {
+        self.next_avail = self.next_avail.wrapping_add(1);
     }
 
     pub(crate) fn undo_pop(&mut self) {
