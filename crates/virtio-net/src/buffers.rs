@@ -5,7 +5,7 @@ mod chains;
 use net_client::IoVec;
 use virtio::net::{HdrF, HdrGso};
 use virtio_bus::GuestNotifier;
-use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, VirtQueue};
+use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, Segment, VirtQueue};
 
 pub(crate) use self::chains::Chains;
 use crate::coalesce::Gate;
@@ -33,7 +33,7 @@ pub(crate) struct Buffers<M: QueueMemory> {
     /// The header that is read with a frame is as long as the driver's.
     same_header: bool,
     /// And it ends with `num_buffers`.
-    is_plain: bool,
+    pub(crate) is_plain: bool,
 }
 
 impl<M: QueueMemory> Buffers<M> {
@@ -380,6 +380,30 @@ fn complete_header<M: QueueMemory>(layout: &Layout, first: &Chain<M>, buffers: u
     said
 }
 
+/// Writes what is the device's of a header that the peer has written and that lies in the first of `segments`, of a frame that
+/// takes one buffer; returns its `flags` and `gso_type`. `None`: it does not lie there.
+#[inline(always)]
+pub(crate) fn complete_in_place(layout: &Layout, segments: &[Segment]) -> Option<[u8; 2]> {
+    let mut said: [u8; 2] = read_at(segments, FLAGS)?;
+    if said != [0, GSO_NONE] {
+        said = tell_in_place(layout, segments, said)?;
+    }
+    write_at(segments, NUM_BUFFERS, layout.count(1)).then_some(said)
+}
+
+/// Where a header says something, sees to it that the driver copes with that.
+#[inline(never)]
+fn tell_in_place(
+    layout: &Layout,
+    segments: &[Segment],
+    [flags, gso_type]: [u8; 2],
+) -> Option<[u8; 2]> {
+    let gso_size = u16::from_ne_bytes(read_at(segments, GSO_SIZE)?);
+    let (told_flags, told_type) = layout.allowed.told(flags, gso_type, || gso_size);
+    let told = [told_flags, told_type];
+    (told == [flags, gso_type] || write_at(segments, FLAGS, told)).then_some(told)
+}
+
 /// `flags` and `gso_type` of the header that was written.
 #[inline]
 fn read_start_of<M: QueueMemory>(first: &Chain<M>) -> [u8; 2] {
@@ -392,7 +416,11 @@ fn read_start_of<M: QueueMemory>(first: &Chain<M>) -> [u8; 2] {
 
 /// Counts a frame by what its header says.
 #[inline]
-fn count_header([flags, gso_type]: [u8; 2], frame_len: usize, statistics: &mut RxStatistics) {
+pub(crate) fn count_header(
+    [flags, gso_type]: [u8; 2],
+    frame_len: usize,
+    statistics: &mut RxStatistics,
+) {
     let flags = HdrF::from_bits_retain(flags);
     if flags.contains(HdrF::NEEDS_CSUM) {
         statistics.csum_needed += 1;

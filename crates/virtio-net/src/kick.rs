@@ -149,6 +149,10 @@ pub(crate) fn batch(queue_size: u16) -> usize {
     usize::from(queue_size / 4).clamp(1, 64)
 }
 
+/// Looks for a short chain in vain after which a turn looks no more: the driver's are of another kind. Some find nothing
+/// because a batch begins.
+pub(crate) const MISSES: u32 = 8;
+
 /// Reads the kick empty.
 fn clear(kick: &EventFd) {
     // Nothing to read is as good as read.

@@ -1,5 +1,7 @@
 //! The transmit direction.
 
+mod short;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -10,8 +12,8 @@ use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, QueueState, VirtQu
 
 use crate::coalesce::Gate;
 use crate::filter::Mac;
-use crate::header::{Header, HeaderFault, MAX_HEADER, MIN_FRAME, TxRules};
-use crate::kick::{Watch, again, batch};
+use crate::header::{Header, HeaderFault, MAX_HEADER, TxRules};
+use crate::kick::{MISSES, Watch, again, batch};
 use crate::lend::{FrameSlab, lend_from, lend_on, read_at, read_start};
 use crate::pair::Layout;
 use crate::statistics::TxStatistics;
@@ -288,7 +290,17 @@ impl<M: QueueMemory> ActiveTx<M> {
     ) -> Result<(), QueueError> {
         self.flight.queue.disable_notifications();
         let mut left = burst.max(1);
+        // Frames are often of the same kind as those before.
+        let mut was_plain = false;
+        let mut misses = 0;
         loop {
+            if was_plain && misses < MISSES {
+                let before = left;
+                if self.send_short(sender, &mut left, statistics) {
+                    return Ok(());
+                }
+                misses += u32::from(left == before);
+            }
             if left == 0 {
                 // Others on this context have their turn first.
                 self.more = true;
@@ -315,9 +327,11 @@ impl<M: QueueMemory> ActiveTx<M> {
                 self.flight.done(head);
                 continue;
             }
+            was_plain = false;
             let prepared = if self.pending {
                 self.lend_frame()
             } else if let Some(whole) = self.lend_plain(statistics) {
+                was_plain = true;
                 self.iov.clear();
                 self.iov.push(whole);
                 Ok(whole.len())
@@ -363,26 +377,15 @@ impl<M: QueueMemory> ActiveTx<M> {
         }
     }
 
-    /// The checked header with the frame behind it, where that is as most small ones are: the two in one piece or in
-    /// one each, nothing asked for by the header. What else there is, [`check_frame`](Self::check_frame) and
-    /// [`lend_frame`](Self::lend_frame) find out.
+    /// Lends the frame in `chain` where it is [as most small ones are](short::lend_plain). What else there is,
+    /// [`check_frame`](Self::check_frame) and [`lend_frame`](Self::lend_frame) find out.
     #[inline]
     fn lend_plain(&mut self, statistics: &mut TxStatistics) -> Option<IoVec> {
         if !self.is_plain || self.chain.writable_len() != 0 {
             return None;
         }
-        let (header, frame, skip) = match self.chain.readable() {
-            [one] => (one, one, USUAL_HEADER),
-            [header, frame] if header.len() == USUAL_HEADER => (header, frame, 0),
-            _ => return None,
-        };
-        let frame_len = frame.len().checked_sub(skip)?;
-        // `flags`, `gso_type` and `hdr_len`: where these are 0, so is the header that the peer gets.
-        if frame_len < MIN_FRAME || read_at(std::slice::from_ref(header), 0)? != [0; 4] {
-            return None;
-        }
-        let head = self.chain.head();
-        let whole = self.slab.lend_plain::<USUAL_HEADER>(head, frame, skip)?;
+        let (head, segments) = (self.chain.head(), self.chain.readable());
+        let whole = short::lend_plain(&mut self.slab, head, segments)?;
         if self.layout.stats {
             statistics.csum_none += 1;
         }

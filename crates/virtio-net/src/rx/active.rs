@@ -5,6 +5,7 @@ mod batch;
 mod coalesced;
 mod copied;
 mod expected;
+mod short;
 
 use std::fmt;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::coalesce::Gate;
 use crate::filter::{FilterView, PEEK};
 use crate::hash::HashView;
 use crate::header::GSO_TYPE;
-use crate::kick::{Watch, again};
+use crate::kick::{MISSES, Watch, again};
 use crate::lend::Overflow;
 use crate::pair::Layout;
 use crate::statistics::RxStatistics;
@@ -185,7 +186,22 @@ impl<M: QueueMemory> ActiveRx<M> {
         // Turns of the loop without a frame count too: a driver that makes useless chains available for
         // ever does not keep the thread.
         let mut left = BUDGET.min(most);
+        let mut misses = 0;
         while left > 0 {
+            if misses < MISSES
+                && self.buffers.is_plain
+                && self.buffers.ready.is_empty()
+                && self.held.is_none()
+            {
+                let before = left;
+                let end = self.receive_short(source, longest, &mut left, port, statistics)?;
+                if let Some(drained) = end {
+                    return Ok(drained);
+                } else if left == 0 {
+                    break;
+                }
+                misses += u32::from(left == before);
+            }
             left -= 1;
             let want = self.expected.room(longest);
             if self.buffers.is_batch(statistics) {
