@@ -14,7 +14,7 @@ use crate::header::{FLAGS, GSO_NONE, GSO_SIZE, GSO_TYPE, HASH, MAX_HEADER, NUM_B
 use crate::kick::batch;
 use crate::lend::{lend_from, lend_on, read_at, write_at, write_start};
 use crate::pair::Layout;
-use crate::statistics::RxStatistics;
+use crate::statistics::{RxStatistics, count_bytes};
 
 /// A receive queue, with those of its chains that were taken and hold no frame yet.
 pub(crate) struct Buffers<M: QueueMemory> {
@@ -289,7 +289,7 @@ fn deliver_plain<M: QueueMemory>(
     push_used(queue, first, guest_len);
     chains.pop_front();
     statistics.frames += 1;
-    statistics.bytes += frame_len as u64;
+    count_bytes(&mut statistics.bytes, frame_len);
     statistics.buffers += 1;
     true
 }
@@ -333,7 +333,10 @@ fn deliver<M: QueueMemory>(
         push_used(queue, chain, part);
     }
     statistics.frames += 1;
-    statistics.bytes += guest_len.saturating_sub(layout.header_len) as u64;
+    count_bytes(
+        &mut statistics.bytes,
+        guest_len.saturating_sub(layout.header_len),
+    );
     statistics.buffers += u64::from(buffers);
 }
 
@@ -431,7 +434,7 @@ pub(crate) fn count_header(
     }
     if gso_type != u8::from(HdrGso::None) {
         statistics.gso_frames += 1;
-        statistics.gso_bytes += frame_len as u64;
+        count_bytes(&mut statistics.gso_bytes, frame_len);
     }
 }
 

@@ -3,7 +3,7 @@
 use virtio::net::{F as NetF, HdrF, HdrGso};
 
 use crate::rsc::Families;
-use crate::statistics::TxStatistics;
+use crate::statistics::{TxStatistics, count_bytes};
 
 /// The longest header there is: the one with a hash and a tunnel.
 pub(crate) const MAX_HEADER: usize = 24;
@@ -140,7 +140,7 @@ impl Header {
         }
         if self.gso_type != GSO_NONE {
             statistics.gso_frames += 1;
-            statistics.gso_bytes += frame_len as u64;
+            count_bytes(&mut statistics.gso_bytes, frame_len);
         }
     }
 

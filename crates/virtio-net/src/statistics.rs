@@ -229,10 +229,45 @@ impl fmt::Display for CtrlStatistics {
     }
 }
 
+/// Adds the bytes of a frame to a counter: of all that is counted here only bytes fill 64 bits within a machine's life, and
+/// "The statistics counter replied by the device MUST wrap around to zero by the device on the overflow" (virtio 1.4,
+/// 5.1.9.5.11.12).
+#[inline]
+pub(crate) fn count_bytes(counter: &mut u64, len: usize) {
+    *counter = counter.wrapping_add(len as u64);
+}
+
 fn write_counters(f: &mut fmt::Formatter<'_>, counters: &[(&str, u64)]) -> fmt::Result {
     for (i, (name, counter)) in counters.iter().enumerate() {
         let space = if i == 0 { "" } else { " " };
         write!(f, "{space}{name}={counter}")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_wrap_around_to_zero() {
+        let mut counter = u64::MAX - 100;
+        for expected in [u64::MAX - 36, 27, 91] {
+            count_bytes(&mut counter, 64);
+            assert_eq!(counter, expected);
+        }
+        let received = RxStatistics {
+            dropped_too_long: u64::MAX,
+            dropped_filtered: 3,
+            ..Default::default()
+        };
+        assert_eq!(received.dropped_in_all(), 2);
+        let sent = TxStatistics {
+            dropped_disabled: u64::MAX,
+            faults: [1; HeaderFault::ALL.len()],
+            ..Default::default()
+        };
+        let faults = HeaderFault::ALL.len() as u64;
+        assert_eq!(sent.dropped_in_all(), faults - 1);
+    }
 }

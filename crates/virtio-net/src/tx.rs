@@ -16,7 +16,7 @@ use crate::header::{Header, HeaderFault, MAX_HEADER, TxRules};
 use crate::kick::{MISSES, Watch, again, batch};
 use crate::lend::{FrameSlab, lend_from, lend_on, read_at, read_start};
 use crate::pair::Layout;
-use crate::statistics::TxStatistics;
+use crate::statistics::{TxStatistics, count_bytes};
 
 /// A transmit queue: at work or not, behind its lock.
 pub(crate) struct Tx<M: QueueMemory> {
@@ -369,7 +369,8 @@ impl<M: QueueMemory> ActiveTx<M> {
             statistics.frames += 1;
             self.unfinished += pieces;
             // What the peer got, less the header that it got with it.
-            statistics.bytes += len.saturating_sub(self.layout.host_header_len) as u64;
+            let frame_len = len.saturating_sub(self.layout.host_header_len);
+            count_bytes(&mut statistics.bytes, frame_len);
             if self.unfinished >= self.batch {
                 // The driver makes more available meanwhile.
                 self.finish(sender, statistics);

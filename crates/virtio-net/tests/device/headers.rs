@@ -1,8 +1,9 @@
 //! The header in front of received frames (virtio 1.4, 5.1.9.4.1).
 
+use net_client::Received;
 use virtio::net::F as NetF;
 
-use crate::harness::{HEADER, Nic, PLAIN, RX};
+use crate::harness::{HEADER, Nic, PLAIN, RX, frame};
 
 /// What the driver finds in front of a frame whose header from the backend is this.
 fn told(wanted: NetF, flags: u8, gso_type: u8) -> (u8, u8) {
@@ -120,5 +121,54 @@ fn num_buffers_is_1_where_frames_are_not_merged() {
         let _ = nic.peer.give_frames([frame]);
         assert_eq!(nic.used(RX).len(), 1);
         assert_eq!(nic.bytes(at + 10, 2), [1, 0]);
+    }
+}
+
+/// 5.1.9.4.1: of a frame with NEEDS_CSUM the device "MUST set the packet checksum stored in the receive buffer to the TCP/UDP
+/// pseudo header", "MUST set csum_start and csum_offset"; with DATA_VALID it "MUST validate the packet checksum". All of
+/// that is the backend's to know: the driver has its word, unchanged, and the frame as it was; the device says neither of
+/// its own accord.
+#[test]
+fn what_the_backend_says_of_a_checksum_reaches_the_driver_with_the_frame_unchanged() {
+    for flags in [0, 1, 2, 3] {
+        for (gso_type, gso_size) in [(0, 0), (1, 1448)] {
+            for in_place in [true, false] {
+                let mut nic = Nic::with(&|_| {}, NetF::all());
+                let (_, at) = nic.add_rx(2000);
+                nic.kick(RX);
+                let [size, more] = u16::to_le_bytes(gso_size);
+                let header = [flags, gso_type, 54, 0, size, more, 34, 0, 16, 0, 0, 0];
+                let bytes = frame(header, 1514, 3);
+                if in_place {
+                    let _ = nic.peer.give_frames([bytes.clone()]);
+                } else {
+                    assert_eq!(nic.peer.port.send_bytes(&bytes), Received::Taken);
+                    nic.peer.port.flush(&mut |_| {});
+                }
+                assert_eq!(nic.used(RX).len(), 1);
+                let mut expected = bytes;
+                expected[10] = 1;
+                if flags & 1 == 0 {
+                    // No large frame without a checksum to be made.
+                    expected[1] = 0;
+                }
+                let case = format!("{flags} {gso_type} {in_place}");
+                assert_eq!(nic.bytes(at, expected.len()), expected, "{case}");
+            }
+        }
+    }
+}
+
+/// 5.1.9.4.1: "The device SHOULD NOT send to the driver TCP packets requiring segmentation offload which have the Explicit
+/// Congestion Notification bit set, unless the VIRTIO_NET_F_GUEST_ECN feature is negotiated, in which case the device MUST
+/// set the VIRTIO_NET_HDR_GSO_ECN bit".
+#[test]
+fn congestion_in_large_frames_is_told_and_the_backend_hears_whether_the_driver_takes_it() {
+    let ecn = |nic: &Nic| nic.peer.state().offloads.last().unwrap().ecn;
+    let with = Nic::with(&|_| {}, NetF::all());
+    assert!(ecn(&with));
+    assert!(!ecn(&Nic::with(&|_| {}, NetF::all() - NetF::GUEST_ECN)));
+    for gso_type in [0x81, 0x84] {
+        assert_eq!(told(NetF::all(), 1, gso_type), (1, gso_type));
     }
 }

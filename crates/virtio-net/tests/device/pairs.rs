@@ -228,6 +228,50 @@ fn a_pair_can_be_taken_into_use_while_its_queues_are_reset() {
     assert_eq!(receiving(&mut nic), [0, 1]);
 }
 
+/// 5.1.9.5.6.2: "If the destination receive queue is being reset [...] the device SHOULD re-select another random queue. If all
+/// receive queues are being reset, the device MUST drop the packet." Here a frame is steered by the backend's queue that
+/// it comes from: it is not taken from there while its queue is reset, and those of other queues pass.
+#[test]
+fn a_queue_that_is_being_reset_gets_no_frame_and_keeps_none_from_others() {
+    let mut nic = nic();
+    assert_eq!(nic.command(&set_pairs(3)), OK);
+    let mut loans = Vec::new();
+    for (stopped, queue) in [2, 0, 4].into_iter().enumerate() {
+        nic.add_rx_to(queue.into(), 2000);
+        nic.kick(queue.into());
+        loans.push(nic.device.stop_queue(QueueIndex(queue)).unwrap());
+        let given = nic.peers[usize::from(queue / 2)].give_frames([frame(PLAIN, 60, 0)]);
+        assert_eq!(given, Drained::NoRoom, "{queue}");
+        assert!(nic.used(queue.into()).is_empty());
+        let others: Vec<_> = [0_u16, 2, 4]
+            .into_iter()
+            .filter(|other| loans.iter().all(|loan| loan.index.0 != *other))
+            .collect();
+        assert_eq!(others.len(), 2 - stopped);
+        for other in others {
+            nic.add_rx_to(other.into(), 2000);
+            nic.kick(other.into());
+            let _ = nic.peers[usize::from(other / 2)].give_frames([frame(PLAIN, 60, 0)]);
+            assert_eq!(nic.used(other.into()).len(), 1, "{queue} {other}");
+        }
+    }
+    // What is pushed is refused, and the pusher hears when it may come again.
+    for peer in &nic.peers {
+        let pushed = peer.port.send_bytes(&frame(PLAIN, 60, 1));
+        assert_eq!(pushed, Received::Busy);
+    }
+    let rooms = nic.peers.iter().map(|peer| peer.state().rooms);
+    let rooms: Vec<_> = rooms.collect();
+    for loan in loans {
+        let queue = usize::from(loan.index.0);
+        nic.device.start_queue(loan).unwrap();
+        nic.kicks[queue].write(1).unwrap();
+        nic.turn();
+        assert!(nic.peers[queue / 2].state().rooms > rooms[queue / 2]);
+    }
+    assert_eq!(receiving(&mut nic), [0, 1, 2]);
+}
+
 #[test]
 fn a_peer_that_found_no_room_in_an_unused_pair_hears_of_it_when_the_pair_is_used() {
     let mut nic = nic();

@@ -79,6 +79,8 @@ fn received_frames_in_tunnels_are_told_to_a_driver_that_takes_them() {
             [0; 4]
         };
         assert_eq!(header[20..], offsets, "{case}");
+        // The frame is as the backend has it, with whatever checksums are in it.
+        assert_eq!(nic.bytes(at + 24, 4000), [7; 4000], "{case}");
     }
 }
 
