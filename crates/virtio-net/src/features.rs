@@ -387,6 +387,8 @@ mod tests {
         for set in 0..1_u32 << switches.len() {
             let mut config = VirtioNetConfig {
                 mq: true,
+                rss: true,
+                hash: true,
                 ..Default::default()
             };
             for (i, switch) in switches.iter().enumerate() {

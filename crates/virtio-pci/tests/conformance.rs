@@ -277,6 +277,7 @@ fn s2_6_1_2_1_a_queue_is_enabled_again_in_another_size_and_place() {
             driver.set_common(0x16, 0_u16.to_le_bytes());
             driver.set_common(0x3a, 1_u16.to_le_bytes());
             driver.set_common(0x18, size.to_le_bytes());
+            assert_eq!(driver.common(0x18), size.to_le_bytes(), "{name}");
             let mut fill = driver.set_up(0, base, vector);
             machine.toy.turn();
             machine.msi.deliver();

@@ -5,7 +5,7 @@ use virtio::net::F as NetF;
 use virtio_bus::VirtioDevice;
 use virtio_net::VirtioNetConfig;
 
-use crate::harness::{HEADER, Nic, PLAIN, PeerState, RX};
+use crate::harness::{HEADER, Nic, PLAIN, PeerState, RX, TX};
 
 fn nic(wanted: NetF, prepare: &dyn Fn(&mut PeerState)) -> Nic {
     let config = VirtioNetConfig {
@@ -83,6 +83,21 @@ fn a_frame_over_the_mtu_is_dropped_unless_it_is_to_be_segmented() {
             );
             assert_eq!(nic.used(RX).is_empty(), !taken, "{case}");
         }
+    }
+}
+
+/// "The device MUST forward transmitted packets of up to mtu (plus low level ethernet header length) size with gso_type NONE or
+/// ECN, and do so without fragmentation".
+#[test]
+fn a_frame_of_up_to_the_mtu_is_sent_in_one() {
+    let mut nic = nic(NetF::all(), &|_| {});
+    assert!(NetF::from(nic.features).contains(NetF::MTU));
+    for (kind, len) in [(IP, 60), (IP, 1413), (IP, 1414), (TAG, 1418)] {
+        let bytes = frame(0, kind, len);
+        nic.add_tx(&bytes, &[HEADER, 700]);
+        nic.kick(TX);
+        assert_eq!(nic.peer.take(), [bytes], "{len}");
+        assert_eq!(nic.used(TX).len(), 1);
     }
 }
 
