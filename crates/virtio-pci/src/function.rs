@@ -50,7 +50,9 @@ pub struct VirtioPciConfig {
     pub notif_config_data: bool,
     /// Offer VIRTIO_F_ACCESS_PLATFORM, and want it accepted: the addresses that drivers give are those of the
     /// machine's IOMMU. Guest memory is then to be given to [`VirtioPci::new`] as the IOMMU shows it to this function
-    /// (`vm_memory::IommuMemory` over the VMM's own `Iommu`). Not with the legacy interface, which has no such
+    /// (`vm_memory::IommuMemory` over the VMM's own `Iommu`). Each part of a ring has to be in one piece there. Buffers
+    /// are looked up chain by chain; rings when they are enabled and when the map is another, so a VMM that
+    /// withdraws the mapping of a ring puts a new map in place. Not with the legacy interface, which has no such
     /// feature. [QEMU: `iommu_platform`]
     pub iommu_platform: bool,
     /// Offer VIRTIO_F_ORDER_PLATFORM: drivers use the barriers of hardware devices, which are no weaker than what

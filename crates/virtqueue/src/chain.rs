@@ -10,7 +10,7 @@ use std::ptr;
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
 use crate::error::{Fault, fault};
-use crate::memory::{Translation, mark_dirty};
+use crate::memory::{Translation, has_an_end, mark_dirty};
 use crate::queue::MAX_SEGMENTS;
 use crate::short::Pieces;
 use crate::{QueueError, QueueMemory};
@@ -364,12 +364,11 @@ fn add_pieces<G: GuestMemory>(
         Permissions::Read
     };
     let unmapped = || fault(QueueError::Memory { address, len });
-    // The last byte has an address; with that, no address of a part of it can overflow.
-    address
-        .0
-        .checked_add(u64::from(len - 1))
-        .ok_or_else(unmapped)?;
     let count = usize::try_from(len).map_err(|_| unmapped())?;
+    // With that, no address of a part of it can overflow.
+    if !has_an_end(address.0, count) {
+        return Err(unmapped());
+    }
     let mut at = address;
     for slice in map
         .get_slices(address, count, access)
@@ -384,7 +383,6 @@ fn add_pieces<G: GuestMemory>(
             ptr: slice.ptr_guard_mut().as_ptr(),
             len: slice.len(),
         });
-        // After the last part this may be 2^64.
         at = GuestAddress(at.0.wrapping_add(slice.len() as u64));
     }
     Ok(())

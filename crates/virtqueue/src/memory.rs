@@ -222,6 +222,9 @@ impl<'a, G: GuestMemory> Table<'a, G> {
             })
         };
         let address = self.address.checked_add(offset).ok_or_else(unmapped)?;
+        if !has_an_end(address, Raw::SIZE) {
+            return Err(unmapped());
+        }
         let [address, rest] = self
             .map
             .read_obj::<[u64; 2]>(GuestAddress(address))
@@ -231,6 +234,13 @@ impl<'a, G: GuestMemory> Table<'a, G> {
             rest: u64::from_le(rest),
         })
     }
+}
+
+/// Whether the byte behind `len` bytes at `address` has an address. No memory is so high that it had none, and an
+/// IOMMU's look-up reckons with that address: `vm_memory::Iotlb` adds without a look.
+#[inline]
+pub(crate) fn has_an_end(address: u64, len: usize) -> bool {
+    address.checked_add(len as u64).is_some()
 }
 
 /// Finds the host's address of `len` bytes of a ring that must lie in one piece, aligned to `align`.
@@ -257,6 +267,9 @@ fn one_piece<G: GuestMemory>(
     len: usize,
     access: Permissions,
 ) -> Option<*mut u8> {
+    if !has_an_end(address, len) {
+        return None;
+    }
     let mut slices = map.get_slices(GuestAddress(address), len, access).ok()?;
     let slice = slices.next()?.ok()?;
     (slice.len() == len).then(|| slice.ptr_guard_mut().as_ptr())
