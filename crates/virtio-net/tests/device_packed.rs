@@ -25,6 +25,8 @@ mod mtu;
 mod pairs;
 #[path = "device/policy.rs"]
 mod policy;
+#[path = "device/ring_reset.rs"]
+mod ring_reset;
 #[path = "device/rsc.rs"]
 mod rsc;
 #[path = "device/rss.rs"]

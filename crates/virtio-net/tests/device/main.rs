@@ -15,6 +15,7 @@ mod life;
 mod mtu;
 mod pairs;
 mod policy;
+mod ring_reset;
 mod rsc;
 mod rss;
 mod rx;
