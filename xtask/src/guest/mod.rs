@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`cases`] | the cases, one file each area: what runs in the guest, what must come of it |
 //! | [`options`] | the command line |
+//! | [`variant`] | whether a case is one for the kind of device that a call asks for |
 //! | [`runner`] | what all runs share; a boot that died is tried again |
 //! | [`host`] | one run, direct or nested |
 //! | [`watch`] | its watchdog: reads what host and guest say, decides how the run ended |
@@ -27,6 +28,7 @@ mod image;
 mod modules;
 mod options;
 mod runner;
+mod variant;
 pub(crate) mod vmm;
 mod watch;
 
@@ -87,9 +89,14 @@ fn suite(names: &[String], options: &Options) -> Result<u8> {
             .collect::<Result<_>>()?
     };
     let runner = Runner::ready(options.keep)?;
-    let (mut passed, mut failed, mut retries) = (0, 0, 0);
+    let (mut passed, mut failed, mut unfit, mut retries) = (0, 0, 0, 0);
     for case in cases {
         print!("{:<16} ", case.name);
+        if let Some(reason) = variant::unfit(case, &options.extra)? {
+            unfit += 1;
+            println!("not for this variant: {reason}");
+            continue;
+        }
         io::stdout().flush()?;
         let began = Instant::now();
         let request = Request {
@@ -134,7 +141,11 @@ fn suite(names: &[String], options: &Options) -> Result<u8> {
         1 => " (1 retry)".to_owned(),
         n => format!(" ({n} retries)"),
     };
-    println!("{passed} passed, {failed} failed{note}");
+    let unfit = match unfit {
+        0 => String::new(),
+        n => format!(", {n} not for this variant"),
+    };
+    println!("{passed} passed, {failed} failed{unfit}{note}");
     Ok(u8::from(failed > 0))
 }
 

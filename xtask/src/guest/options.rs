@@ -116,8 +116,8 @@ and ends with 'N passed, M failed'.
                    `host CMDS` in them runs commands on the host, where `monitor LINE` is a line
                    for the VMM's monitor: `host monitor info network`, and /tmp/serial is what is
                    typed on the guest's serial line
-  --device PROPS   properties for each network device, packed=on for one; those that a case sets
-                   itself prevail
+  --device PROPS   properties for each network device, packed=on for one; a case whose own
+                   contradict them is 'not for this variant', and counted apart
   --netdev OPTS    options for each tap, queues=2 for one, likewise
   --vmm-args ARGS  replace the default -netdev tap,id=net0,ip=10.0.2.2/24 and -device
   --timeout S      give the commands so many seconds (3600)

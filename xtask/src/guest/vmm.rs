@@ -67,7 +67,7 @@ pub(crate) fn workspace() -> Result<(PathBuf, PathBuf)> {
 /// Options that a whole call adds to those of each run.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Extra {
-    /// Properties for each network device, before its own, so that a case's own prevail.
+    /// Properties for each network device, before its own, which prevail.
     pub(crate) device: String,
     /// Options for each tap, likewise.
     pub(crate) netdev: String,

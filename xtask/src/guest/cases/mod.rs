@@ -52,6 +52,8 @@ pub(crate) struct Case {
     pub(crate) about: &'static str,
     /// Properties appended to the default device; what the whole call adds comes before them.
     pub(crate) device: &'static str,
+    /// Properties of the whole call, `name=value`, with which the case cannot be or shows nothing, and why.
+    pub(crate) not_with: &'static [(&'static str, &'static str)],
     /// Replaces the default netdev and device.
     pub(crate) vmm_args: Option<&'static str>,
     /// How many processors the guest has.
@@ -74,6 +76,7 @@ impl Case {
         name: "",
         about: "",
         device: "",
+        not_with: &[],
         vmm_args: None,
         smp: 2,
         before: "",
