@@ -108,7 +108,10 @@ fn physical(memory: &Memory, at: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-fn lens<M: virtqueue::QueueMemory>(chain: &Chain<M>) -> (Vec<(u64, usize)>, Vec<(u64, usize)>) {
+/// Addresses and lengths of segments.
+type Lens = Vec<(u64, usize)>;
+
+fn lens<M: virtqueue::QueueMemory>(chain: &Chain<M>) -> (Lens, Lens) {
     let of = |segments: &[virtqueue::Segment]| {
         let each = segments.iter().map(|s| (s.address().0, s.len()));
         each.collect::<Vec<_>>()
