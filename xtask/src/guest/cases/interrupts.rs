@@ -31,20 +31,17 @@ for processor in 1 0 1 0; do
     for irq in $irqs; do echo $processor >/proc/irq/$irq/smp_affinity_list; done
     sleep 0.3
     here=$(on $processor) there=$(on $((1 - processor)))
-    ping -q -c 20 -i 0.02 10.0.2.2
+    ping -q -c 20 -i 0.02 10.0.2.2 >/dev/null
     at_least "interrupts on processor $processor" $(($(on $processor) - here)) 10
     # A vector moves with its next interrupt: one of a queue that had none meanwhile still comes to the other.
     at_most "interrupts on the other" $(($(on $((1 - processor))) - there)) $((pairs - 1))
     wait
     at_least "pings in the meantime" $(($(icmp OutEchos) - sent)) 1020
-    # Counted by the IP stack: the program's socket has room for few that come at once.
+    # Counted by the IP stack: a program's socket has room for few that come at once, and each gets the other's.
     expect "pings without an answer" $(($(icmp OutEchos) - sent - $(icmp InEchoReps) + answered)) 0
 done
 "#,
-        check: |outcome| {
-            booted_once(outcome)?;
-            all_pings_answered(outcome, 4, 20)
-        },
+        check: booted_once,
         ..Case::PLAIN
     },
     Case {
