@@ -5,6 +5,7 @@
 //! | [`cases`] | the cases, one file each area: what runs in the guest, what must come of it |
 //! | [`options`] | the command line |
 //! | [`variant`] | whether a case is one for the kind of device that a call asks for |
+//! | [`suite`] | the cases of a call, and how each went |
 //! | [`runner`] | what all runs share; a boot that died is tried again |
 //! | [`host`] | one run, direct or nested |
 //! | [`watch`] | its watchdog: reads what host and guest say, decides how the run ended |
@@ -28,20 +29,20 @@ mod image;
 mod modules;
 mod options;
 mod runner;
+mod suite;
 mod variant;
 pub(crate) mod vmm;
 mod watch;
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::Result;
 
-use self::cases::Case;
 use self::options::{Action, HELP, Options};
 use self::runner::{Request, Runner};
-use self::watch::{Ending, Limits, Outcome};
+use self::watch::{Ending, Limits};
 
 /// Runs the chore with the arguments after its name.
 pub(crate) fn main(arguments: Vec<String>) -> ExitCode {
@@ -56,7 +57,7 @@ pub(crate) fn main(arguments: Vec<String>) -> ExitCode {
             }
             Ok(0)
         }
-        Action::Suite(ref names) => suite(names, &options),
+        Action::Suite(ref names) => suite::suite(names, &options),
         Action::Shell(ref commands) => shell(commands, &options),
     });
     match result {
@@ -73,97 +74,6 @@ const BROKEN: u8 = 125;
 
 /// How many lines of a console are shown after a failure.
 const TAIL: usize = 40;
-
-/// Runs cases and prints how each went; the status is 1 if one failed.
-fn suite(names: &[String], options: &Options) -> Result<u8> {
-    let cases: Vec<&Case> = if names.is_empty() {
-        cases::all().collect()
-    } else {
-        names
-            .iter()
-            .map(|name| {
-                cases::all()
-                    .find(|case| case.name == name)
-                    .with_context(|| format!("there is no case '{name}'; --list names them all"))
-            })
-            .collect::<Result<_>>()?
-    };
-    let runner = Runner::ready(options.keep)?;
-    let (mut passed, mut failed, mut unfit, mut retries) = (0, 0, 0, 0);
-    for case in cases {
-        print!("{:<16} ", case.name);
-        if let Some(reason) = variant::unfit(case, &options.extra)? {
-            unfit += 1;
-            println!("not for this variant: {reason}");
-            continue;
-        }
-        io::stdout().flush()?;
-        let began = Instant::now();
-        let request = Request {
-            guest: case.guest,
-            before: case.before,
-            after: case.after,
-            arguments: vmm::arguments(case.vmm_args, case.device, &options.extra, case.smp)?,
-            limits: Limits {
-                silence: Some(Duration::from_secs(case.silence)),
-                ..Limits::default()
-            },
-        };
-        let (outcome, again) = runner.boot(&request, &mut io::sink())?;
-        retries += again;
-        let seconds = began.elapsed().as_secs_f32();
-        match verdict(case, &outcome) {
-            Ok(()) => {
-                passed += 1;
-                println!("ok ({seconds:.1} s)");
-            }
-            Err(error) => {
-                failed += 1;
-                println!("FAILED ({seconds:.1} s): {error:#}");
-                print!(
-                    "{}",
-                    indented("the guest's commands printed", &outcome.output)
-                );
-                print!("{}", indented("the host's commands printed", &outcome.host));
-                print!("{}", indented("console of guest and VMM", &outcome.console));
-                if matches!(outcome.ending, Ending::Died(_)) {
-                    print!(
-                        "{}",
-                        indented("console of the emulated host", &outcome.host_console)
-                    );
-                }
-            }
-        }
-        io::stdout().flush()?;
-    }
-    let note = match retries {
-        0 => String::new(),
-        1 => " (1 retry)".to_owned(),
-        n => format!(" ({n} retries)"),
-    };
-    let unfit = match unfit {
-        0 => String::new(),
-        n => format!(", {n} not for this variant"),
-    };
-    println!("{passed} passed, {failed} failed{unfit}{note}");
-    Ok(u8::from(failed > 0))
-}
-
-/// Whether a case's run is as it should be.
-fn verdict(case: &Case, outcome: &Outcome) -> Result<()> {
-    match &outcome.ending {
-        Ending::Finished(0) => {}
-        Ending::Finished(status) => bail!("its commands ended with status {status}"),
-        Ending::Died(why) | Ending::Stalled(why) => bail!("{why}"),
-    }
-    (case.check)(outcome)?;
-    let status = outcome.vmm.context("the VMM's exit status is not known")?;
-    ensure!(
-        status == 0,
-        "the guest powered off, but the VMM's exit status is {status}"
-    );
-    Ok(())
-}
 
 /// Runs commands in a guest, prints what they print, returns their status.
 fn shell(commands: &str, options: &Options) -> Result<u8> {

@@ -28,6 +28,8 @@ pub(crate) struct Options {
     pub(crate) extra: Extra,
     /// Stands for the default netdev and device.
     pub(crate) vmm_args: Option<String>,
+    /// How many cases run at once; at least one.
+    pub(crate) jobs: usize,
     /// Whether the files of a run are kept.
     pub(crate) keep: bool,
     /// How long the commands may take.
@@ -42,6 +44,7 @@ impl Options {
         let mut action = None;
         let mut extra = Extra::default();
         let (mut vmm_args, mut keep, mut timeout) = (None, false, None);
+        let mut jobs = None;
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             let (option, inline) = match argument.split_once('=') {
@@ -59,6 +62,11 @@ impl Options {
                 "--shell" => commands = Some(value()?),
                 "--device" => extra.device = value()?,
                 "--netdev" => extra.netdev = value()?,
+                "--jobs" => {
+                    let number = value()?;
+                    let number = number.parse().ok().filter(|number| *number > 0);
+                    jobs = Some(number.context("--jobs takes a number of cases, 1 or more")?);
+                }
                 "--vmm-args" => vmm_args = Some(value()?),
                 "--timeout" => {
                     let seconds = value()?;
@@ -79,6 +87,7 @@ impl Options {
                     "--shell runs no cases: '{}' is left over",
                     names.join(" ")
                 );
+                ensure!(jobs.is_none(), "--jobs goes with cases");
                 Action::Shell(commands)
             }
             (None, None) => {
@@ -93,6 +102,7 @@ impl Options {
             action,
             extra,
             vmm_args,
+            jobs: jobs.unwrap_or(1),
             keep,
             timeout,
         })
@@ -101,7 +111,7 @@ impl Options {
 
 /// How to call it.
 pub(crate) const HELP: &str = "\
-usage: cargo xtask guest [NAME...] [--device 'PROPS'] [--netdev 'OPTS'] [--keep]
+usage: cargo xtask guest [NAME...] [--device 'PROPS'] [--netdev 'OPTS'] [--jobs N] [--keep]
        cargo xtask guest --list
        cargo xtask guest --shell 'COMMANDS' [--device 'PROPS'] [--netdev 'OPTS'] [--vmm-args 'ARGS']
                          [--timeout S] [--keep]
@@ -119,6 +129,8 @@ and ends with 'N passed, M failed'.
   --device PROPS   properties for each network device, packed=on for one; a case whose own
                    contradict them is 'not for this variant', and counted apart
   --netdev OPTS    options for each tap, queues=2 for one, likewise
+  --jobs N         run so many cases at once (1); an emulated host is busy with hardly more than one
+                   processor, so two on two processors take not much longer than one
   --vmm-args ARGS  replace the default -netdev tap,id=net0,ip=10.0.2.2/24 and -device
   --timeout S      give the commands so many seconds (3600)
   --keep           keep the files of each run, and say where
@@ -150,7 +162,10 @@ mod tests {
 
     #[test]
     fn options_that_would_be_ignored_are_refused() {
-        let wrong: [&[&str]; 6] = [
+        let wrong: [&[&str]; 9] = [
+            &["--jobs", "0"],
+            &["--jobs", "two"],
+            &["--shell", "true", "--jobs", "2"],
             &["--timeout", "5"],
             &["bind", "--vmm-args", ""],
             &["--shell", "true", "bind"],
@@ -171,6 +186,8 @@ mod tests {
         ] {
             let options = parse(arguments).unwrap();
             assert_eq!(options.extra.device, "packed=on", "{arguments:?}");
+            assert_eq!(options.jobs, 1);
         }
+        assert_eq!(parse(&["--jobs=3", "bind"]).unwrap().jobs, 3);
     }
 }

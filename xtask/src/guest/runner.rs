@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -209,10 +209,12 @@ fn remove_leftovers(runs: &Path) {
     }
 }
 
-/// A word that no other run's markers carry, and a name for the run's directory.
+/// A word that no other run's markers carry, of this process or another, and a name for the run's directory.
 fn word() -> String {
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    let run = RUNS.fetch_add(1, Ordering::Relaxed);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    format!("{:x}-{:x}", std::process::id(), now.as_micros())
+    format!("{:x}-{:x}-{run:x}", std::process::id(), now.as_micros())
 }
