@@ -142,12 +142,13 @@ impl<M: QueueMemory> VirtQueue<M> {
     }
 
     /// Looks at the next chain of a batch that [`pop`](Self::pop) has begun. `None`: it is to be popped, as there is none, or
-    /// it is not a short one, or makes no sense, or completions may have to wait for others (`VIRTIO_F_IN_ORDER`).
+    /// it is not a short one, or makes no sense, or completions may have to wait for others (`VIRTIO_F_IN_ORDER`), or a
+    /// record is kept of what is in flight.
     ///
     /// What is shown has been checked, and each value of it was read once.
     #[inline(always)]
     pub fn peek(&mut self) -> Option<Short<'_, M>> {
-        if self.broken || self.in_order.is_some() {
+        if self.broken || self.aside.is_some() {
             return None;
         }
         let pieces = match &self.ring {
