@@ -1,13 +1,20 @@
 //! The device on a tap, its engines beside the bare loops of the same kind: `datapath/tx/64B/sync`, ...
 //!
 //! Device and bare loop run on one processor by turns, a batch of frames each, and the driver on another; so
-//! whatever else the machine does meets them alike. An iteration is a frame. With SAVE_RESULTS set, the table
-//! and a plot are written to `benches/results/`. Where there is no namespace or tap to be had, says so.
+//! whatever else the machine does meets them alike. An iteration is a frame. Behind that, without criterion: two pairs of
+//! queues beside one, requests and answers, many devices. With SAVE_RESULTS set, the tables and a plot are written to
+//! `benches/results/`. Where there is no namespace or tap to be had, says so.
 #![expect(
     clippy::unwrap_used,
     reason = "a bench ends where its set-up or one of its checks fails"
 )]
 
+#[path = "datapath/devices.rs"]
+mod devices;
+#[path = "datapath/pairs.rs"]
+mod pairs;
+#[path = "datapath/ping.rs"]
+mod ping;
 #[path = "datapath/report.rs"]
 mod report;
 
@@ -16,7 +23,7 @@ use std::fs;
 use std::time::Duration;
 
 use benches::{
-    BUFFER, DRIVER_CPU, FrameSize, HEADER_LEN, MAC, PacketSocket, RawEngine, RawTap, Rig, Took, pin,
+    DRIVER_CPU, Format, FrameSize, Layout, MAC, PacketSocket, RawEngine, RawTap, Rig, Took, pin,
 };
 use criterion::{BenchmarkId, Criterion};
 use examples::netns;
@@ -29,40 +36,55 @@ use self::report::{Line, Report};
 #[derive(Clone, Copy)]
 struct Case {
     out: bool,
-    size: FrameSize,
+    layout: Layout,
     /// The driver takes segments of up to 64 KiB, so any frame may be one.
     segments: bool,
 }
 
 impl Case {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::new(true, FrameSize::Smallest, true),
         Self::new(true, FrameSize::Full, true),
         Self::new(true, FrameSize::Segmented, true),
+        Self::new(true, FrameSize::Segmented, true).in_small_pieces(),
         Self::new(false, FrameSize::Smallest, false),
         Self::new(false, FrameSize::Full, false),
         Self::new(false, FrameSize::Smallest, true),
         Self::new(false, FrameSize::Full, true),
         Self::new(false, FrameSize::Segmented, true),
+        Self::new(false, FrameSize::Segmented, true).in_small_pieces(),
     ];
 
     const fn new(out: bool, size: FrameSize, segments: bool) -> Self {
         Self {
             out,
-            size,
+            layout: Layout {
+                size,
+                small_pieces: false,
+            },
             segments,
         }
+    }
+
+    const fn in_small_pieces(mut self) -> Self {
+        self.layout.small_pieces = true;
+        self
     }
 
     fn name(self) -> String {
         let way = if self.out { "tx" } else { "rx" };
         let plain = if self.segments { "" } else { "/plain" };
-        format!("{way}/{}{plain}", self.size.name())
+        let small = if self.layout.small_pieces {
+            "/small"
+        } else {
+            ""
+        };
+        format!("{way}/{}{plain}{small}", self.layout.size.name())
     }
 
     /// Frames that are timed as one.
     fn chunk(self) -> u64 {
-        match self.size {
+        match self.layout.size {
             FrameSize::Smallest | FrameSize::Full => 2000,
             FrameSize::Segmented => 120,
         }
@@ -96,14 +118,14 @@ enum Mover {
 }
 
 impl Contender {
-    fn device(case: Case, engine: &str) -> Self {
+    fn device(case: Case, format: Format, engine: &str) -> Self {
         let name = format!("dev-{engine}");
         let netdev = format!("tap,id=tap0,ifname={name},ip=10.7.0.1/30,engine={engine}");
-        let mut rig = Rig::new(&netdev, case.without());
+        let mut rig = Rig::new(&netdev, format, case.without());
         if case.out {
-            rig.prepare_to_send(case.size);
+            rig.prepare_to_send(case.layout);
         } else {
-            rig.prepare_to_receive();
+            rig.prepare_to_receive(case.layout);
         }
         Self::on(case, &name, Mover::Device(Box::new(rig)))
     }
@@ -113,7 +135,7 @@ impl Contender {
             RawEngine::Vectors => ("raw-vectors", "10.7.0.5/30"),
             RawEngine::IoUring => ("raw-io_uring", "10.7.0.9/30"),
         };
-        let mut tap = RawTap::open(name, address, case.size, engine);
+        let mut tap = RawTap::open(name, address, case.layout, engine);
         if case.out {
             tap.prepare_to_send();
         } else {
@@ -129,7 +151,7 @@ impl Contender {
             mover,
             host,
             case,
-            frame: case.size.bytes(MAC),
+            frame: case.layout.size.bytes(MAC),
         }
     }
 
@@ -140,7 +162,7 @@ impl Contender {
                 self.host.send(&self.frame);
             }
         }
-        let buffers = (HEADER_LEN + self.case.size.frame_len()).div_ceil(BUFFER) as u64;
+        let buffers = self.case.layout.buffers();
         match (&mut self.mover, self.case.out) {
             (Mover::Device(rig), true) => rig.send(frames),
             (Mover::Device(rig), false) => rig.receive(frames * buffers),
@@ -157,7 +179,7 @@ fn main() {
     }
     // The host stays silent where nobody asks it.
     let _ = fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
-    for engine in ["sync", "io_uring"] {
+    for engine in ENGINES {
         let netdevs = NetClients::new();
         net_tap::register(&netdevs);
         if let Err(error) = netdevs.add(&format!("tap,id=tap0,ifname=probe0,engine={engine}")) {
@@ -165,21 +187,40 @@ fn main() {
         }
     }
     pin(DRIVER_CPU);
+    let mut report = Report::default();
+    frames(&mut report);
+    if is_wanted("pairs") {
+        pairs::measure(&mut report);
+    }
+    if is_wanted("ping") {
+        ping::measure(&mut report);
+    }
+    if is_wanted("devices") {
+        devices::measure(&mut report);
+    }
+    report.finish();
+}
+
+/// Each case on rings of each format by each engine.
+fn frames(report: &mut Report) {
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(600))
         .sample_size(20)
         .configure_from_args();
-    let report = RefCell::new(Report::default());
     let mut group = criterion.benchmark_group("datapath");
     for case in Case::ALL {
-        for engine in ["sync", "io_uring"] {
+        for (format, engine) in [Format::Split, Format::Packed]
+            .into_iter()
+            .flat_map(|format| ENGINES.map(|engine| (format, engine)))
+        {
             let mut contenders = None;
-            let line = RefCell::new(Line::new(case.name(), engine));
-            group.bench_function(BenchmarkId::new(case.name(), engine), |bencher| {
+            let line = RefCell::new(Line::new(case.name(), format.name(), engine));
+            let id = format!("{}/{}", format.name(), engine);
+            group.bench_function(BenchmarkId::new(case.name(), id), |bencher| {
                 let contenders = contenders.get_or_insert_with(|| {
                     [
-                        Contender::device(case, engine),
+                        Contender::device(case, format, engine),
                         Contender::raw(case, RawEngine::Vectors),
                         Contender::raw(case, RawEngine::IoUring),
                     ]
@@ -200,12 +241,27 @@ fn main() {
                     device
                 });
             });
-            report.borrow_mut().push(line.into_inner());
+            report.push(line.into_inner());
         }
     }
     group.finish();
     criterion.final_summary();
-    report.into_inner().finish();
+}
+
+const ENGINES: [&str; 2] = ["sync", "io_uring"];
+
+/// Whether `name` is among what the command line asks for.
+fn is_wanted(name: &str) -> bool {
+    let mut filters = std::env::args().skip(1).filter(|a| !a.starts_with('-'));
+    // Numbers are values of criterion's options.
+    let filter = filters.find(|filter| filter.parse::<f64>().is_err());
+    filter.is_none_or(|filter| format!("datapath/{name}").contains(&filter))
+}
+
+/// Rounds of a measurement: one, where nothing is to be measured but checked.
+fn rounds(wanted: usize) -> usize {
+    let is_measured = std::env::args().any(|argument| argument == "--bench");
+    if is_measured { wanted } else { 1 }
 }
 
 fn not_measured(why: &str) {

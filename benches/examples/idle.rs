@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use benches::{Rig, open_netdev};
+use benches::{Format, Rig, open_netdev};
 use examples::netns;
 use iothread::IoThread;
 use virtio::net::F as NetF;
@@ -24,7 +24,12 @@ fn main() {
     }
     let io = Arc::new(IoThread::new("devices").expect("a thread"));
     // The first of anything is dearer.
-    drop(Rig::on(&io, open_netdev("tap,id=tap0"), NetF::empty()));
+    drop(Rig::on(
+        &io,
+        open_netdev("tap,id=tap0"),
+        Format::Split,
+        NetF::empty(),
+    ));
     let before = resident();
     let (mut opening, mut making) = (Vec::new(), Vec::new());
     let mut rigs = Vec::new();
@@ -33,7 +38,7 @@ fn main() {
         let netdev = open_netdev("tap,id=tap0");
         opening.push(start.elapsed());
         let start = Instant::now();
-        rigs.push(Rig::on(&io, netdev, NetF::empty()));
+        rigs.push(Rig::on(&io, netdev, Format::Split, NetF::empty()));
         making.push(start.elapsed());
     }
     let grown = resident().saturating_sub(before);

@@ -88,9 +88,9 @@ const TCP_LEN: usize = 32;
 const SEGMENT_LEN: u16 = 1448;
 
 /// Nobody's.
-const SOURCE: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
+pub(crate) const SOURCE: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 /// Local experimental ethertype 1 (IEEE 802).
-const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
+pub(crate) const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 
 fn segmentation_header() -> Vec<u8> {
     let mut header = vec![HdrF::NEEDS_CSUM.bits(), HdrGso::Tcpv4 as u8];

@@ -7,13 +7,14 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `frame` | the frames: sizes, contents, headers |
+//! | `frame`, `layout` | the frames: sizes, contents, headers; how they lie in memory |
 //! | `nic` | [`Nic`]: the model, activated, with the driver's half of its queues |
 //! | `transmit`, `receive` | the two directions, batch by batch |
 //! | `peer` | [`InstantPeer`]: takes frames at once, offers frames from memory |
 //! | `rig`, `rings` | [`Rig`]: a device on a tap, on a processor of its own, with a fast driver |
 //! | `raw` | [`RawTap`]: the bare loop on a tap |
 //! | `processor` | processors, and the time of threads |
+//! | `ping` | requests and answers, one at a time |
 //! | `packets` | [`PacketSocket`]: the host's side of a tap |
 //! | `pace` | [`timed`]: frames in batches, of which the device's part is timed |
 #![expect(
@@ -23,10 +24,12 @@
 )]
 
 mod frame;
+mod layout;
 mod nic;
 mod pace;
 mod packets;
 mod peer;
+mod ping;
 mod processor;
 mod raw;
 mod receive;
@@ -35,12 +38,15 @@ mod rings;
 mod transmit;
 
 pub use frame::{FrameSize, HEADER_LEN, MAC};
+pub use layout::Layout;
 pub use nic::{Buffers, Nic};
 pub use pace::{Round, timed, warmed_up};
 pub use packets::PacketSocket;
 pub use peer::InstantPeer;
+pub use ping::{two_wake_ups, wait_for};
 pub use processor::{ThreadClock, pin};
 pub use raw::{RawEngine, RawTap};
 pub use receive::Receiver;
-pub use rig::{BUFFER, DEVICE_CPU, DRIVER_CPU, Rig, Took, open_netdev};
+pub use rig::{DEVICE_CPU, DRIVER_CPU, Rig, Took, open_netdev};
+pub use rings::Format;
 pub use transmit::Transmitter;

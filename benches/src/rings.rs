@@ -1,109 +1,98 @@
-//! The driver's half of a split ring, as fast as a driver's is: chains are laid out once, and offered again
-//! and again.
-#![expect(unsafe_code, reason = "rings are shared with the device in memory")]
+//! The driver's half of a ring, as fast as a driver's is: chains are laid out once, and offered again and again.
+
+mod packed;
+mod split;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use virtqueue::QueueConfig;
-use virtqueue::mock::{NEXT, WRITE};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
+use self::packed::PackedRing;
+use self::split::SplitRing;
 use crate::nic::Memory;
 
-/// A split ring with an event index, whose driver wants no interrupts: it polls.
-#[derive(Debug)]
-pub(crate) struct FastRing {
-    /// Keeps the ring mapped.
-    _memory: Memory,
-    desc: *mut u8,
-    avail: *mut u8,
-    used: *mut u8,
-    config: QueueConfig,
-    pub(crate) kick: Arc<EventFd>,
-    avail_idx: u16,
-    /// `avail_idx` when the device was last kicked, or not.
-    kicked: u16,
-    used_idx: u16,
+/// The format of rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Descriptors, available ring and used ring.
+    Split,
+    /// One ring for all (`VIRTIO_F_RING_PACKED`).
+    Packed,
 }
 
-// SAFETY: the pointers are into memory that is kept, and accessed atomically.
-unsafe impl Send for FastRing {}
+impl Format {
+    /// As a part of a bench's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Split => "split",
+            Self::Packed => "packed",
+        }
+    }
+}
+
+/// A ring with an event index, whose driver polls unless it says that it wants an interrupt.
+#[derive(Debug)]
+pub(crate) struct FastRing {
+    ring: Ring,
+    pub(crate) kick: Arc<EventFd>,
+}
+
+#[derive(Debug)]
+enum Ring {
+    Split(SplitRing),
+    Packed(PackedRing),
+}
 
 impl FastRing {
     /// An empty ring of `size` entries at `base`.
-    pub(crate) fn new(memory: &Memory, base: u64, size: u16, kick: Arc<EventFd>) -> Self {
-        let entries = u64::from(size);
-        let driver = base + 16 * entries;
-        let device = (driver + 6 + 2 * entries).next_multiple_of(4);
-        let config = QueueConfig {
-            max_size: size,
-            size,
-            desc: base,
-            driver,
-            device,
+    pub(crate) fn new(memory: &Memory, base: u64, size: u16, format: Format) -> Self {
+        let ring = match format {
+            Format::Split => Ring::Split(SplitRing::new(memory, base, size)),
+            Format::Packed => Ring::Packed(PackedRing::new(memory, base, size)),
         };
-        let host = |address| memory.get_host_address(GuestAddress(address)).unwrap();
-        Self {
-            desc: host(config.desc),
-            avail: host(config.driver),
-            used: host(config.device),
-            _memory: memory.clone(),
-            config,
-            kick,
-            avail_idx: 0,
-            kicked: 0,
-            used_idx: 0,
-        }
+        let kick = Arc::new(EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap());
+        Self { ring, kick }
     }
 
     pub(crate) fn config(&self) -> QueueConfig {
-        self.config
-    }
-
-    /// Lays out descriptor `index`; `next` is the one behind it.
-    pub(crate) fn describe(
-        &self,
-        index: u16,
-        (at, len): (u64, u32),
-        write: bool,
-        next: Option<u16>,
-    ) {
-        assert!(index < self.config.size);
-        let flags = if write { WRITE } else { 0 } | if next.is_some() { NEXT } else { 0 };
-        let rest = u64::from(len) | u64::from(flags) << 32 | u64::from(next.unwrap_or(0)) << 48;
-        // SAFETY: the table has so many descriptors of 16 bytes, aligned to 16.
-        let slot = unsafe { self.desc.add(16 * usize::from(index)) }.cast::<u64>();
-        for (word, value) in [(0, at), (1, rest)] {
-            // SAFETY: as above, one of its two words.
-            let word = unsafe { AtomicU64::from_ptr(slot.wrapping_add(word)) };
-            word.store(value.to_le(), Ordering::Relaxed);
+        match &self.ring {
+            Ring::Split(ring) => ring.config(),
+            Ring::Packed(ring) => ring.config(),
         }
     }
 
-    /// Offers the chain of `head`; [`publish`](Self::publish) shows it.
+    /// Lays out descriptor `index`; `next` is the one behind it. A chain is called by its first.
+    pub(crate) fn describe(
+        &mut self,
+        index: u16,
+        buffer: (u64, u32),
+        write: bool,
+        next: Option<u16>,
+    ) {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.describe(index, buffer, write, next),
+            Ring::Packed(ring) => ring.describe(index, buffer, write, next),
+        }
+    }
+
+    /// Offers the chain of `head`; [`publish`](Self::publish) shows it, at the latest.
     #[inline]
     pub(crate) fn offer(&mut self, head: u16) {
-        let slot = usize::from(self.avail_idx & (self.config.size - 1));
-        self.u16_at(self.avail, 4 + 2 * slot)
-            .store(head.to_le(), Ordering::Relaxed);
-        self.avail_idx = self.avail_idx.wrapping_add(1);
+        match &mut self.ring {
+            Ring::Split(ring) => ring.offer(head),
+            Ring::Packed(ring) => ring.offer(head),
+        }
     }
 
     /// Shows what was offered, and kicks if the device wants that.
     #[inline]
     pub(crate) fn publish(&mut self) {
-        let size = usize::from(self.config.size);
-        self.u16_at(self.avail, 2)
-            .store(self.avail_idx.to_le(), Ordering::Release);
-        fence(Ordering::SeqCst);
-        let event = u16::from_le(self.u16_at(self.used, 4 + 8 * size).load(Ordering::Relaxed));
-        let (old, new) = (
-            std::mem::replace(&mut self.kicked, self.avail_idx),
-            self.avail_idx,
-        );
-        if new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old) {
+        let wanted = match &mut self.ring {
+            Ring::Split(ring) => ring.publish(),
+            Ring::Packed(ring) => ring.publish(),
+        };
+        if wanted {
             self.kick.write(1).unwrap();
         }
     }
@@ -111,33 +100,28 @@ impl FastRing {
     /// Takes what the device has used next: its head.
     #[inline]
     pub(crate) fn take(&mut self) -> Option<u16> {
-        let published = u16::from_le(self.u16_at(self.used, 2).load(Ordering::Acquire));
-        if published == self.used_idx {
-            return None;
+        match &mut self.ring {
+            Ring::Split(ring) => ring.take(),
+            Ring::Packed(ring) => ring.take(),
         }
-        let slot = usize::from(self.used_idx & (self.config.size - 1));
-        // SAFETY: an element of the used ring, aligned to 4.
-        let element = unsafe { AtomicU32::from_ptr(self.used.wrapping_add(4 + 8 * slot).cast()) };
-        self.used_idx = self.used_idx.wrapping_add(1);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a head is an index of 16 bits"
-        )]
-        Some(u32::from_le(element.load(Ordering::Relaxed)) as u16)
     }
 
     /// Wants no interrupt for a long time.
     #[inline]
-    pub(crate) fn want_no_interrupt(&self) {
-        let at = 4 + 2 * usize::from(self.config.size);
-        let past = self.used_idx.wrapping_sub(1);
-        self.u16_at(self.avail, at)
-            .store(past.to_le(), Ordering::Relaxed);
+    pub(crate) fn want_no_interrupt(&mut self) {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.want_no_interrupt(),
+            Ring::Packed(ring) => ring.want_no_interrupt(),
+        }
     }
 
+    /// Wants an interrupt once so many chains, each of one descriptor, have been used that were not taken. Whether
+    /// some have been used already, for which there may be none.
     #[inline]
-    fn u16_at(&self, ring: *mut u8, offset: usize) -> &AtomicU16 {
-        // SAFETY: callers' offsets are those of the layout: in the ring, and even.
-        unsafe { AtomicU16::from_ptr(ring.wrapping_add(offset).cast()) }
+    pub(crate) fn want_interrupt(&mut self, after: u16) -> bool {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.want_interrupt(after),
+            Ring::Packed(ring) => ring.want_interrupt(after),
+        }
     }
 }
