@@ -62,6 +62,7 @@
 //! | `dump` | captures behind `-object filter-dump` |
 //! | `queue` | frames that wait, in order, up to 10,000 |
 //! | `bounce` | the one frame that a port copies for a source, and keeps when its peer has no room |
+//! | `padding` | zeroes behind frames that are shorter than their receiver takes |
 //! | `statistics` | frames, bytes, and drops by reason |
 //! | `vnet` | the header in front of each frame |
 //! | `iovec` | memory that a frame is in |
@@ -81,6 +82,7 @@ mod help;
 mod iovec;
 mod loopback;
 mod netdev;
+mod padding;
 mod passage;
 mod port;
 mod queue;

@@ -8,6 +8,7 @@ use crate::client::{Drained, Frame, FrameSource, NetClient, Read, Received, Toke
 use crate::connection::{Connection, LastingPeer};
 use crate::filter::Filters;
 use crate::iovec::IoVec;
+use crate::padding::{Padding, Shortest, padded};
 use crate::queue::PacketQueue;
 use crate::statistics::{Counters, DropReason, Statistics};
 
@@ -32,6 +33,7 @@ pub struct Port {
     /// Frames past all filters that the peer has no room for.
     pub(crate) waiting: PacketQueue,
     pub(crate) filters: Filters,
+    pub(crate) padding: Padding,
     pub(crate) sent: Counters,
     pub(crate) received: Counters,
 }
@@ -47,6 +49,7 @@ impl Port {
             bounce: Bounce::default(),
             waiting: PacketQueue::default(),
             filters: Filters::default(),
+            padding: Padding::default(),
             sent: Counters::default(),
             received: Counters::default(),
         })
@@ -158,6 +161,8 @@ impl Port {
         {
             let mut counted = Counted {
                 source: &mut *source,
+                shortest: peer.padding.shortest(),
+                padding: &self.padding,
                 sent: &self.sent,
                 received: &peer.received,
             };
@@ -192,13 +197,14 @@ impl Port {
             self.bounce.read_done(self, len);
             return;
         }
+        let whole = self.padding.end(token, len);
         let (client, len) = match self.open_peer() {
             Ok((peer, client)) => {
                 if len > 0 {
                     self.sent.passed(len);
-                    peer.received.passed(len);
+                    peer.received.passed(whole);
                 }
-                (Some(client), len)
+                (Some(client), whole)
             }
             // The peer has its buffers back; the frame is gone.
             Err(reason) => {
@@ -245,7 +251,7 @@ impl Port {
         client: &dyn NetClient,
         frame: &Frame<'_>,
     ) -> Received {
-        let received = client.receive(frame);
+        let (received, len) = Self::give(client, frame, peer.padding.shortest());
         debug_assert!(
             received != Received::Lent || frame.token.is_some(),
             "'{}' keeps a frame that is not lent",
@@ -253,7 +259,7 @@ impl Port {
         );
         if received != Received::Busy {
             self.sent.passed(frame.len);
-            peer.received.passed(frame.len);
+            peer.received.passed(len);
         }
         received
     }
@@ -322,6 +328,10 @@ impl Sender<'_> {
 /// Counts the frames that a peer reads for itself.
 struct Counted<'a> {
     source: &'a mut dyn FrameSource,
+    /// Of the reader's frames.
+    shortest: Option<Shortest>,
+    /// The source's.
+    padding: &'a Padding,
     sent: &'a Counters,
     received: &'a Counters,
 }
@@ -335,13 +345,22 @@ impl FrameSource for Counted<'_> {
         let read = self.source.read(token, iov);
         if let Read::Frame(len) = read {
             self.sent.passed(len);
+        }
+        let read = padded(read, iov, self.shortest, |shortest| {
+            self.padding.begin(token, iov, shortest);
+        });
+        if let Read::Frame(len) = read {
             self.received.passed(len);
         }
         read
     }
 
     fn batch(&mut self) -> usize {
-        self.source.batch()
+        // Where the reads of a batch go only the source knows.
+        match self.shortest {
+            Some(_) => 1,
+            None => self.source.batch(),
+        }
     }
 
     fn queue(&mut self, token: Token, iov: &[IoVec]) {
@@ -353,6 +372,7 @@ impl FrameSource for Counted<'_> {
             source,
             sent,
             received,
+            ..
         } = self;
         source.submit(&mut |token, read| {
             if let Read::Frame(len) = read {
