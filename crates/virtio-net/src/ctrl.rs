@@ -122,6 +122,11 @@ impl<M: QueueMemory> Ctrl<M> {
         lock(&self.queue).statistics
     }
 
+    /// Goes on counting from there.
+    pub(crate) fn set_statistics(&self, statistics: CtrlStatistics) {
+        lock(&self.queue).statistics = statistics;
+    }
+
     #[doc(alias = "virtio_net_handle_ctrl")]
     fn turn(&self) {
         let mut this = lock(&self.queue);

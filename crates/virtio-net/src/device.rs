@@ -29,7 +29,7 @@ use crate::rsc::Families;
 use crate::shared::{Shared, lock};
 use crate::{VirtioNetConfig, Withheld};
 
-pub use saved::{SavedCoalescing, SavedFilter, SavedNet, SavedSteering};
+pub use saved::{SavedCoalescing, SavedCounters, SavedFilter, SavedLimit, SavedNet, SavedSteering};
 
 /// Entries of the control queue, as QEMU has it.
 const CTRL_QUEUE_SIZE: u16 = 64;

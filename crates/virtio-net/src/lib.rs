@@ -124,7 +124,9 @@ mod watched;
 
 pub use announce::AnnounceParameters;
 pub use config::{Duplex, TxMitigation, VirtioNetConfig};
-pub use device::{SavedCoalescing, SavedFilter, SavedNet, SavedSteering, VirtioNet};
+pub use device::{
+    SavedCoalescing, SavedCounters, SavedFilter, SavedLimit, SavedNet, SavedSteering, VirtioNet,
+};
 pub use error::VirtioNetError;
 pub use header::HeaderFault;
 pub use limit::RateLimit;

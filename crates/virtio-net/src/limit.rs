@@ -78,6 +78,25 @@ impl Limiter {
         lock(&self.state).limit
     }
 
+    /// The times after which the buckets of bytes and of frames will be full again.
+    pub(crate) fn owed(&self) -> [Duration; 2] {
+        let now = self.clock.now();
+        let state = lock(&self.state);
+        [state.bytes, state.packets].map(|full| full.saturating_sub(now))
+    }
+
+    /// They will be after such times, from now on. Those of no limit stay full.
+    pub(crate) fn owe(&self, [bytes, packets]: [Duration; 2]) {
+        let now = self.clock.now();
+        let mut state = lock(&self.state);
+        let full = |owed, rate| match rate {
+            0 => Duration::ZERO,
+            _ => now.saturating_add(owed),
+        };
+        state.bytes = full(bytes, state.limit.bytes);
+        state.packets = full(packets, state.limit.packets);
+    }
+
     #[inline]
     pub(crate) fn is_on(&self) -> bool {
         self.is_on.load(Ordering::Acquire)

@@ -360,6 +360,18 @@ impl<M: QueueMemory> Pair<M> {
         lock(&self.tx).statistics
     }
 
+    /// Goes on counting from there.
+    pub(crate) fn set_statistics(&self, rx_statistics: RxStatistics, tx: TxStatistics) {
+        let mut rx = lock(&self.rx);
+        rx.statistics = rx_statistics;
+        if let Some(active) = &mut rx.active {
+            // What the driver has not been told of is counted by the same numbers.
+            active.count_from(&rx_statistics);
+        }
+        drop(rx);
+        lock(&self.tx).statistics = tx;
+    }
+
     /// What the backend can do as a receiver; `None` if it carries no header.
     pub(crate) fn backend_offloads(&self) -> Option<Offloads> {
         self.with_backend(|backend| backend.supported_offloads())
@@ -422,7 +434,9 @@ impl<M: QueueMemory> Pair<M> {
     fn turn_tx(&self) {
         let sender = self.port.sender();
         self.with_tx(|tx| {
-            tx.statistics.kicks += 1;
+            if tx.is_running() {
+                tx.statistics.kicks += 1;
+            }
             match self.delay {
                 Some(delay) if tx.put_off(delay) => TurnEnd::Idle,
                 _ => self.send_frames(tx, &sender),

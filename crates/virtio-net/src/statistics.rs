@@ -39,6 +39,41 @@ pub struct TxStatistics {
 }
 
 impl TxStatistics {
+    /// All of them but the faults, in the order in which they are saved: new ones come last.
+    pub(crate) fn counters_mut(&mut self) -> [&mut u64; 13] {
+        let Self {
+            kicks,
+            frames,
+            bytes,
+            busy,
+            throttled,
+            batches,
+            notifications,
+            dropped_disabled,
+            stray_completions,
+            csum_none,
+            csum_needed,
+            gso_frames,
+            gso_bytes,
+            faults: _,
+        } = self;
+        [
+            kicks,
+            frames,
+            bytes,
+            busy,
+            throttled,
+            batches,
+            notifications,
+            dropped_disabled,
+            stray_completions,
+            csum_none,
+            csum_needed,
+            gso_frames,
+            gso_bytes,
+        ]
+    }
+
     /// Frames dropped for `fault`.
     pub fn dropped(&self, fault: HeaderFault) -> u64 {
         self.faults[fault as usize]
@@ -129,6 +164,63 @@ impl RxStatistics {
         }
     }
 
+    /// All of them but the flushes, in the order in which they are saved: new ones come last.
+    pub(crate) fn counters_mut(&mut self) -> [&mut u64; 24] {
+        let Self {
+            kicks,
+            frames,
+            bytes,
+            buffers,
+            no_room,
+            batches,
+            notifications,
+            dropped_too_long,
+            dropped_no_buffers,
+            dropped_malformed,
+            dropped_filtered,
+            dropped_over_mtu,
+            dropped_disabled,
+            bad_chains,
+            csum_valid,
+            csum_needed,
+            csum_none,
+            gso_frames,
+            gso_bytes,
+            csum_bad,
+            rsc_frames,
+            rsc_bytes,
+            rsc_segments,
+            rsc_dup_acks,
+            flushes: _,
+        } = self;
+        [
+            kicks,
+            frames,
+            bytes,
+            buffers,
+            no_room,
+            batches,
+            notifications,
+            dropped_too_long,
+            dropped_no_buffers,
+            dropped_malformed,
+            dropped_filtered,
+            dropped_over_mtu,
+            dropped_disabled,
+            bad_chains,
+            csum_valid,
+            csum_needed,
+            csum_none,
+            gso_frames,
+            gso_bytes,
+            csum_bad,
+            rsc_frames,
+            rsc_bytes,
+            rsc_segments,
+            rsc_dup_acks,
+        ]
+    }
+
     /// Frames dropped for any reason.
     pub fn dropped_in_all(&self) -> u64 {
         let dropped = [
@@ -152,6 +244,18 @@ pub struct CtrlStatistics {
     pub refused: u64,
     /// Chains with no room for an answer.
     pub unanswered: u64,
+}
+
+impl CtrlStatistics {
+    /// All of them, in the order in which they are saved: new ones come last.
+    pub(crate) fn counters_mut(&mut self) -> [&mut u64; 3] {
+        let Self {
+            acknowledged,
+            refused,
+            unanswered,
+        } = self;
+        [acknowledged, refused, unanswered]
+    }
 }
 
 impl fmt::Display for TxStatistics {

@@ -105,6 +105,11 @@ impl<M: QueueMemory> Tx<M> {
         }
     }
 
+    /// Whether the queue is at work, and not held.
+    pub(crate) fn is_running(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| active.running)
+    }
+
     /// The driver has kicked, and what it has made available is sent `delay` later: more may come until then, and no
     /// kick is asked for. `false` where a turn is to be taken now: it has kicked all the same, and has waited.
     pub(crate) fn put_off(&mut self, delay: Duration) -> bool {

@@ -1,6 +1,7 @@
 //! What a driver has told the card, read out as a whole and set as a whole.
 
 mod bytes;
+mod spent;
 
 use virtio::net::{F as NetF, HashType};
 use virtio::{le32, le128};
@@ -16,9 +17,10 @@ use crate::pair::{set_guest_offloads, set_queue_pairs};
 use crate::shared::{CoalescingByDirection, lock};
 
 use bytes::SECTION;
+pub use spent::{SavedCounters, SavedLimit};
 
 /// What a driver has told a card beside features and queues: filters, offloads, pairs in use, hashes, and how
-/// notifications are held back. What is counted is not in it, nor what the VMM has chosen.
+/// notifications are held back; and what the card has counted, and has let pass. What the VMM has chosen is not in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedNet {
     /// The configuration space but for address and status, which have to be the same in the card that is restored.
@@ -43,6 +45,10 @@ pub struct SavedNet {
     pub coalescing: [SavedCoalescing; 2],
     /// How those are of the receive and the transmit queue of each pair that are there.
     pub queue_coalescing: Vec<[Option<SavedCoalescing>; 2]>,
+    /// What it has counted.
+    pub counters: SavedCounters,
+    /// How far the limits of reception and of transmission are used up.
+    pub limits: [SavedLimit; 2],
 }
 
 /// Which frames a driver wants (virtio 1.4, 5.1.9.5.1 to 5.1.9.5.3).
@@ -110,6 +116,8 @@ impl<M: QueueMemory> VirtioNet<M> {
                 .map(|pair| [pair.rx_coalescing(), pair.tx_coalescing()])
                 .map(|both| both.map(|one| one.map(Into::into)))
                 .collect(),
+            counters: self.saved_counters(),
+            limits: self.saved_limits(),
         }
     }
 
@@ -119,6 +127,7 @@ impl<M: QueueMemory> VirtioNet<M> {
         let mut state = lock(&self.state);
         let features = NetF::from(state.features);
         let filter = self.check(saved, features)?;
+        self.check_spent(saved)?;
         let steering = saved.steering.as_ref().map(|table| Table {
             pairs: table.pairs.clone(),
             unclassified: table.unclassified,
@@ -141,6 +150,7 @@ impl<M: QueueMemory> VirtioNet<M> {
             let _ = rx.and_then(|rx| pair.set_rx_coalescing(rx.into()));
             let _ = tx.and_then(|tx| pair.set_tx_coalescing(tx.into()));
         }
+        self.take_over_spent(saved);
         self.shared.restore_asked(saved.announce_asked);
         let link_up = self.shared.status().contains(virtio::net::S::LINK_UP);
         state.on_resume = OnResume {

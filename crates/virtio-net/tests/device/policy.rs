@@ -352,3 +352,47 @@ fn each_counter_has_its_place_in_the_text() {
         }
     }
 }
+
+/// A NIC made as `nic` makes them, paused, that has taken over what the other was saved with.
+pub(crate) fn restored(from: &Nic, change: impl FnOnce(&mut VirtioNetConfig)) -> Nic {
+    from.device.pause();
+    let saved = from.device.save().unwrap();
+    let to = nic(change);
+    to.device.pause();
+    to.device.restore(&saved).unwrap();
+    to.device.resume();
+    to.turn();
+    to
+}
+
+#[test]
+fn a_limit_that_is_used_up_is_so_in_the_card_that_goes_on() {
+    let change = |config: &mut VirtioNetConfig| config.tx_limit = packets(1000);
+    let mut nic = nic(change);
+    let send = |nic: &mut Nic| {
+        for i in 0..30 {
+            nic.add_tx(&frame(PLAIN, 60, i), &[]);
+        }
+        nic.kick(TX);
+        nic.peer.take().len()
+    };
+    assert!(send(&mut nic) >= 10);
+    wait(&nic, 4);
+    let mut next = restored(&nic, change);
+    // As much time as the first had to wait yet.
+    assert_eq!(send(&mut next), 0);
+    wait(&next, 40);
+    let later = next.peer.take().len();
+    assert!((20..=30).contains(&later), "{later}");
+    // At rest for long enough, it is as one that never sent.
+    let mut rested = self::nic(change);
+    send(&mut rested);
+    wait(&rested, 1000);
+    let mut next = restored(&rested, change);
+    assert!(send(&mut next) >= 10);
+    // One without a limit has nothing to wait for.
+    let mut next = restored(&nic, |_| {});
+    assert_eq!(send(&mut next), 30);
+    let before = restored(&next, |_| {});
+    assert_eq!(before.device.limits().1, RateLimit::default());
+}

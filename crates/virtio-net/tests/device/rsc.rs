@@ -464,9 +464,9 @@ fn a_restored_card_puts_together_what_the_saved_one_did() {
         let mut restored = self::nic();
         restored.device.pause();
         restored.device.restore(&state).unwrap();
+        assert_eq!(restored.device.save().unwrap(), state);
         restored.device.resume();
         restored.turn();
-        assert_eq!(restored.device.save().unwrap(), state);
         let mut buffers = fill(&mut restored, 5);
         give(&restored, &[nth(1), nth(2)]);
         wait(&restored, 300);

@@ -493,3 +493,34 @@ fn a_ring_that_makes_no_sense_stops_the_queue_and_the_peer() {
     );
     assert_eq!(nic.resets().len(), 1);
 }
+
+/// QEMU does not pad what it gives to a virtio card either.
+#[test]
+fn frames_shorter_than_a_wire_would_have_them_come_as_they_are_by_both_doors() {
+    for features in [NetF::all(), PLAIN_FEATURES()] {
+        if crate::harness::legacy() && !features.contains(NetF::MRG_RXBUF) {
+            // The header has 10 bytes.
+            continue;
+        }
+        for copied in [false, true] {
+            let mut nic = Nic::with(&|_| {}, features);
+            for len in [1, 14, 42, 59, 60] {
+                let (head, at) = nic.add_rx(200);
+                nic.kick(RX);
+                let bytes = frame(PLAIN, len, 3);
+                if copied {
+                    assert_eq!(nic.peer.port.send_bytes(&bytes), Received::Taken);
+                    nic.peer.port.flush(&mut |_| {});
+                } else {
+                    let _ = nic.peer.give_frames([bytes.clone()]);
+                }
+                let whole = HEADER + len;
+                let used = (u32::from(head), u32::try_from(whole).unwrap());
+                assert_eq!(nic.used(RX), [used], "{features:?}, {copied}, {len}");
+                // And nothing behind them.
+                let untouched = nic.bytes(at + u64::try_from(whole).unwrap(), 200 - whole);
+                assert!(untouched.iter().all(|byte| *byte == 0xa5));
+            }
+        }
+    }
+}

@@ -182,3 +182,38 @@ fn types_of_features_that_were_not_negotiated_are_refused() {
     let nic = Nic::idle_of(off, &|_| {}, NetF::all());
     assert!(!NetF::from(nic.device.offered_features()).contains(NetF::DEVICE_STATS));
 }
+
+#[test]
+fn what_a_driver_may_ask_for_is_counted_on_in_the_card_that_goes_on() {
+    let mut nic = Nic::new();
+    for i in 0..5 {
+        nic.add_tx(&frame(PLAIN, 60, i), &[]);
+    }
+    nic.kick(TX);
+    for _ in 0..3 {
+        nic.add_rx(2000);
+    }
+    nic.kick(RX);
+    let _ = nic.peer.give_frames(vec![frame(PLAIN, 60, 0); 3]);
+    let mut next = crate::policy::restored(&nic, |_| {});
+    next.add_tx(&frame(PLAIN, 60, 0), &[]);
+    next.kick(TX);
+    next.add_rx(2000);
+    next.kick(RX);
+    let _ = next.peer.give_frames([frame(PLAIN, 60, 0)]);
+    // Queue, then the types: behind the answer and a header of 8 bytes frames are the second counter.
+    for (queue, types, expected) in [(0_u16, 1_u64, 4_u64), (1, 1 << 16, 6)] {
+        let command = [
+            &[8, 1][..],
+            &queue.to_le_bytes(),
+            &[0; 6],
+            &types.to_le_bytes(),
+        ]
+        .concat();
+        let reply = next.command_for(&command, 64);
+        let frames = u64::from_le_bytes(reply[17..25].try_into().unwrap());
+        assert_eq!(frames, expected, "{queue}");
+    }
+    assert_eq!(next.used(TX).len(), 1);
+    assert_eq!(next.used(RX).len(), 1);
+}

@@ -3,16 +3,17 @@
 use vmstate::{Error, Fields, Reader, Section, Writer};
 
 use super::{
-    SavedCoalescing, SavedFilter, SavedNet, SavedSteering, hash_types_from, offloads_from,
+    SavedCoalescing, SavedCounters, SavedFilter, SavedLimit, SavedNet, SavedSteering,
+    hash_types_from, offloads_from,
 };
 use crate::filter::{MAC_TABLE_ENTRIES, Mac};
 use crate::hash::MAX_TABLE;
 
-/// The one section.
+/// The first section.
 pub(super) const SECTION: &str = "virtio-net";
 const VERSION: u16 = 1;
 /// Pairs that a card has at most.
-const MAX_PAIRS: usize = 256;
+pub(super) const MAX_PAIRS: usize = 256;
 
 impl SavedNet {
     /// As bytes, in the framing of [`vmstate`].
@@ -29,6 +30,8 @@ impl SavedNet {
             steering,
             coalescing,
             queue_coalescing,
+            counters,
+            limits,
         } = self;
         let mut writer = Writer::new();
         writer.section(SECTION, VERSION, |fields| {
@@ -53,13 +56,15 @@ impl SavedNet {
                 }
             });
         });
+        counters.write(&mut writer);
+        SavedLimit::write(limits, &mut writer);
         writer.into_bytes()
     }
 
     /// From [`to_bytes`](Self::to_bytes).
     ///
     /// # Errors
-    /// When the bytes are not what this version writes.
+    /// When the bytes are neither what this version writes nor what one before it did.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
         let mut reader = Reader::new(bytes)?;
         let mut section = reader.section(SECTION, VERSION)?;
@@ -91,6 +96,8 @@ impl SavedNet {
                     section.option("queue_coalescing", coalescing)?,
                 ])
             })?,
+            counters: SavedCounters::read(&mut reader)?,
+            limits: SavedLimit::read(&mut reader)?,
         };
         section.finish()?;
         reader.finish()?;
