@@ -5,7 +5,7 @@ use std::str::FromStr;
 use virtio::net::{F as NetF, S};
 
 use crate::filter::Mac;
-use crate::hash::{KEY_LEN, MAX_TABLE, supported_types};
+use crate::hash::{KEY_LEN, MAX_TABLE, Tunnels, supported_types};
 use crate::{RateLimit, VirtioNetError};
 
 /// How a NIC is made. Each field is the property of QEMU's `virtio-net-pci` of the same name, with `_`
@@ -32,6 +32,9 @@ pub struct VirtioNetConfig {
     pub rss: bool,
     /// The driver is told the hash of each frame that it receives.
     pub hash: bool,
+    /// The driver may have hashes of tunnels' packets made of the packet inside; with `rss` or `hash`. No property of
+    /// QEMU's.
+    pub hash_tunnel: bool,
     /// When what the driver makes available for transmission is taken.
     pub tx: TxMitigation,
     /// With [`TxMitigation::Timer`], how long after the driver's kick, in nanoseconds.
@@ -187,6 +190,7 @@ impl Default for VirtioNetConfig {
             mq: false,
             rss: false,
             hash: false,
+            hash_tunnel: false,
             tx: TxMitigation::Bh,
             x_txtimer: 150_000,
             x_txburst: 256,
@@ -248,7 +252,8 @@ mod field {
     pub(super) const RSS_MAX_KEY_SIZE: usize = 17;
     pub(super) const RSS_MAX_TABLE_LENGTH: usize = 18;
     pub(super) const SUPPORTED_HASH_TYPES: usize = 20;
-    pub(super) const END: usize = 24;
+    pub(super) const SUPPORTED_TUNNEL_TYPES: usize = 24;
+    pub(super) const END: usize = 28;
 }
 
 /// `speed` and `duplex` where they are unknown (virtio 1.4, 5.1.4).
@@ -280,14 +285,21 @@ impl ConfigSpace {
         if offered.intersects(NetF::RSS | NetF::HASH_REPORT) {
             bytes[field::RSS_MAX_KEY_SIZE] = MAX_KEY_SIZE;
             let types = supported_types().bits().to_ne().to_le_bytes();
-            bytes[field::SUPPORTED_HASH_TYPES..field::END].copy_from_slice(&types);
+            bytes[field::SUPPORTED_HASH_TYPES..field::SUPPORTED_TUNNEL_TYPES]
+                .copy_from_slice(&types);
         }
         if offered.contains(NetF::RSS) {
             bytes[field::RSS_MAX_TABLE_LENGTH..field::SUPPORTED_HASH_TYPES]
                 .copy_from_slice(&MAX_TABLE_LENGTH.to_le_bytes());
         }
-        let len = if offered.intersects(NetF::RSS | NetF::HASH_REPORT) {
+        if offered.contains(NetF::HASH_TUNNEL) {
+            let tunnels = Tunnels::ALL.bits().to_le_bytes();
+            bytes[field::SUPPORTED_TUNNEL_TYPES..field::END].copy_from_slice(&tunnels);
+        }
+        let len = if offered.contains(NetF::HASH_TUNNEL) {
             field::END
+        } else if offered.intersects(NetF::RSS | NetF::HASH_REPORT) {
+            field::SUPPORTED_TUNNEL_TYPES
         } else if offered.contains(NetF::SPEED_DUPLEX) {
             field::RSS_MAX_KEY_SIZE
         } else if offered.contains(NetF::MTU) {
@@ -338,6 +350,7 @@ mod tests {
             (NetF::MAC | NetF::SPEED_DUPLEX, 17),
             (NetF::MAC | NetF::RSS, 24),
             (NetF::MAC | NetF::HASH_REPORT, 24),
+            (NetF::RSS | NetF::HASH_REPORT | NetF::HASH_TUNNEL, 28),
         ];
         for (offered, len) in table {
             let space = ConfigSpace::new(&VirtioNetConfig::default(), offered, 1);

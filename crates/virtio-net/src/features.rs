@@ -76,7 +76,7 @@ const OFFLOADS: [Offload; 9] = [
 
 /// Features that need others (virtio 1.4, 5.1.3.1), as far as they are offered: a feature, and the set of
 /// which it needs one. In an order in which what is needed comes first.
-const REQUIREMENTS: [(NetF, NetF); 35] = [
+const REQUIREMENTS: [(NetF, NetF); 36] = [
     (NetF::HOST_TSO4, NetF::CSUM),
     (NetF::HOST_TSO6, NetF::CSUM),
     (NetF::HOST_ECN, NetF::HOST_TSO4.union(NetF::HOST_TSO6)),
@@ -108,6 +108,7 @@ const REQUIREMENTS: [(NetF, NetF); 35] = [
     (NetF::MQ, NetF::CTRL_VQ),
     (NetF::RSS, NetF::CTRL_VQ),
     (NetF::HASH_REPORT, NetF::CTRL_VQ),
+    (NetF::HASH_TUNNEL, NetF::RSS.union(NetF::HASH_REPORT)),
     (NetF::NOTF_COAL, NetF::CTRL_VQ),
     (NetF::VQ_NOTF_COAL, NetF::CTRL_VQ),
     (NetF::DEVICE_STATS, NetF::CTRL_VQ),
@@ -149,6 +150,7 @@ pub(crate) fn offered(
         (config.mq, NetF::MQ),
         (config.rss, NetF::RSS),
         (config.hash, NetF::HASH_REPORT),
+        (config.hash_tunnel, NetF::HASH_TUNNEL),
         (
             config.speed.is_some() || config.duplex.is_some(),
             NetF::SPEED_DUPLEX,

@@ -2,6 +2,7 @@
 
 mod flow;
 mod toeplitz;
+mod tunnel;
 
 use std::sync::Arc;
 
@@ -10,10 +11,12 @@ use virtio::net::{HashReport, HashType};
 use self::flow::Flow;
 pub(crate) use self::toeplitz::KEY_LEN;
 use self::toeplitz::Toeplitz;
+pub(crate) use self::tunnel::Tunnels;
 use crate::watched::{View, Watched};
 
 /// The bytes at a frame's start that are looked at: two VLAN tags, the longest IPv4 header and ports, or
-/// as many IPv6 extension headers as a frame may reasonably have. What lies behind is not found.
+/// as many IPv6 extension headers as a frame may reasonably have; or a tunnel's headers and those inside. What lies behind
+/// is not found.
 pub(crate) const PEEK: usize = 256;
 /// Entries of the longest indirection table, as QEMU has it, and the fewest that there may be (virtio 1.4,
 /// 5.1.4.1).
@@ -38,6 +41,8 @@ pub(crate) struct Hashing {
     types: HashType,
     key: [u8; KEY_LEN],
     toeplitz: Arc<Toeplitz>,
+    /// Of packets in these the hash is that of the packet inside.
+    tunnels: Tunnels,
     /// Frames go to the pair that their hash leads to. `None`: to that whose port they come from.
     steering: Option<Table>,
 }
@@ -80,6 +85,7 @@ impl Hashing {
             types: HashType::empty(),
             key: [0; KEY_LEN],
             toeplitz: Arc::new(Toeplitz::new(&[0; KEY_LEN])),
+            tunnels: Tunnels::NONE,
             steering: None,
         }
     }
@@ -89,6 +95,15 @@ impl Hashing {
         self.types = types;
         self.key = *key;
         self.toeplitz = Arc::new(Toeplitz::new(key));
+    }
+
+    /// Looks into these tunnels, and no others, from now on.
+    pub(crate) fn set_tunnels(&mut self, tunnels: Tunnels) {
+        self.tunnels = tunnels;
+    }
+
+    pub(crate) fn tunnels(&self) -> Tunnels {
+        self.tunnels
     }
 
     pub(crate) fn set_steering(&mut self, table: Option<Table>) {
@@ -114,8 +129,8 @@ impl Hashing {
         if self.is_off() {
             return Hash::NONE;
         }
-        let Some((report, input)) = Flow::parse(start).and_then(|flow| flow.input(self.types))
-        else {
+        let flow = Flow::parse(start, self.tunnels);
+        let Some((report, input)) = flow.and_then(|flow| flow.input(self.types)) else {
             return Hash::NONE;
         };
         Hash {

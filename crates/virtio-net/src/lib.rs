@@ -70,7 +70,8 @@
 //! in buffers that the next frame then goes into.
 //!
 //! With `hash=on` each frame comes with the hash of its flow, and with `rss=on` the driver says which hash goes to
-//! which queue: frames then come in by the copy door, since they cannot be read in place before their queue is known.
+//! which queue: frames then come in by the copy door, since they cannot be read in place before their queue is known. With
+//! `hash_tunnel=on` it may have that of the packet in a tunnel instead.
 //!
 //! With `tx=timer` what the driver sends is taken `x-txtimer` nanoseconds after its kick, or at its next, and no kick is
 //! asked for meanwhile: fewer turns for more frames, each later.
@@ -93,8 +94,7 @@
 //!
 //! What the specification demands is listed with its tests in `tests/conformance/README.md`.
 //!
-//! Not here yet: hashes of inner headers (`VIRTIO_NET_F_HASH_TUNNEL`), `VIRTIO_NET_F_OUT_NET_HEADER`, and drivers from
-//! before virtio 1.0 on big-endian hosts.
+//! Not here: `VIRTIO_NET_F_OUT_NET_HEADER`, and drivers from before virtio 1.0 on big-endian hosts.
 
 mod announce;
 mod buffers;

@@ -110,6 +110,9 @@ const PROPERTIES: &[PropertyInfo] = &[
     on("vq_notf_coal").our_own(),
     on("device_stats").our_own(),
     on("guest_hdrlen").our_own(),
+    PropertyInfo::bool("hash_tunnel", false)
+        .describe("Hashes of tunnels' packets by the packet inside, with rss or hash")
+        .our_own(),
     PropertyInfo::bool("anti_spoof", false)
         .describe("Drop frames from another address than the NIC's")
         .changeable(apply_policy)
@@ -279,6 +282,7 @@ fn config(device: &Object, mac: MacAddr) -> Result<VirtioNetConfig, Error> {
         mq: device.get("mq")?,
         rss: device.get("rss")?,
         hash: device.get("hash")?,
+        hash_tunnel: device.get("hash_tunnel")?,
         tx: tx.map_err(Error::other)?.unwrap_or_default(),
         x_txtimer: device.get("x-txtimer")?,
         x_txburst: u32::try_from(device.get::<i32>("x-txburst")?).unwrap_or(1),

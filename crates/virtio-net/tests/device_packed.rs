@@ -13,6 +13,8 @@ mod delayed;
 mod filter;
 #[path = "device/harness.rs"]
 mod harness;
+#[path = "device/hash_tunnel.rs"]
+mod hash_tunnel;
 #[path = "device/headers.rs"]
 mod headers;
 #[path = "device/legacy.rs"]

@@ -9,7 +9,7 @@ use super::data::Data;
 use super::{notifications, stats};
 use crate::features::settable_offloads;
 use crate::filter::MAC_TABLE_ENTRIES;
-use crate::hash::{KEY_LEN, MAX_TABLE, Table, supported_types};
+use crate::hash::{KEY_LEN, MAX_TABLE, Table, Tunnels, supported_types};
 use crate::pair::{Pair, little_endian, set_guest_offloads, set_queue_pairs};
 use crate::shared::Shared;
 use crate::statistics::CtrlStatistics;
@@ -54,6 +54,9 @@ impl<M: QueueMemory> Commands<'_, M> {
         answer.result = match class {
             notifications::CLASS => self.notifications(command, data),
             stats::CLASS => self.statistics(command, data),
+            HASH_TUNNEL if command == HASH_TUNNEL_SET => {
+                self.hash_tunnel(data).map(|()| Vec::new())
+            }
             _ => self.set(class, command, data).map(|()| Vec::new()),
         };
         answer
@@ -235,6 +238,15 @@ impl<M: QueueMemory> Commands<'_, M> {
         Some(())
     }
 
+    /// `VIRTIO_NET_CTRL_HASH_TUNNEL_SET` (virtio 1.4, 5.1.9.4.4)
+    fn hash_tunnel(&self, mut data: Data<'_, M>) -> Option<()> {
+        self.negotiated(NetF::HASH_TUNNEL)?;
+        let tunnels = Tunnels::from_bits(u32::from_le_bytes(data.take_all()?))?;
+        self.shared
+            .change_hashing(|hashing| hashing.set_tunnels(tunnels));
+        Some(())
+    }
+
     /// `VIRTIO_NET_CTRL_GUEST_OFFLOADS` (virtio 1.4, 5.1.9.5.9)
     #[doc(alias = "virtio_net_handle_offloads")]
     fn guest_offloads(&self, command: ctrl::GuestOffloads, mut data: Data<'_, M>) -> Option<()> {
@@ -282,6 +294,10 @@ impl<M: QueueMemory> Commands<'_, M> {
         })
     }
 }
+
+/// `VIRTIO_NET_CTRL_HASH_TUNNEL`, and its one command.
+const HASH_TUNNEL: u8 = 7;
+const HASH_TUNNEL_SET: u8 = 0;
 
 /// Bits of `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET` (virtio 1.4, 5.1.9.5.9.1).
 const TUNNEL: u64 = 1 << 46;

@@ -12,7 +12,7 @@ use super::{OnResume, VirtioNet};
 use crate::coalesce::Coalescing;
 use crate::features::{features_of, settable_offloads};
 use crate::filter::{Filter, MAC_TABLE_ENTRIES, Mac, MacTable, Modes, VlanTable};
-use crate::hash::{KEY_LEN, MAX_TABLE, Table, supported_types};
+use crate::hash::{KEY_LEN, MAX_TABLE, Table, Tunnels, supported_types};
 use crate::pair::{set_guest_offloads, set_queue_pairs};
 use crate::shared::{CoalescingByDirection, lock};
 
@@ -39,6 +39,8 @@ pub struct SavedNet {
     pub hash_types: HashType,
     /// Their key.
     pub hash_key: [u8; KEY_LEN],
+    /// Tunnels of whose packets the hash is that of the packet inside, by the bits of their command.
+    pub hash_tunnels: u32,
     /// Which pair they lead to, if they do.
     pub steering: Option<SavedSteering>,
     /// How notifications of receive and transmit queues are held back that begin.
@@ -107,6 +109,7 @@ impl<M: QueueMemory> VirtioNet<M> {
             offloads: features_of(&offloads.unwrap_or_default()) | rsc,
             hash_types,
             hash_key: *hash_key,
+            hash_tunnels: hashing.tunnels().bits(),
             steering: hashing.steering().map(|table| SavedSteering {
                 pairs: table.pairs.clone(),
                 unclassified: table.unclassified,
@@ -127,6 +130,7 @@ impl<M: QueueMemory> VirtioNet<M> {
         let mut state = lock(&self.state);
         let features = NetF::from(state.features);
         let filter = self.check(saved, features)?;
+        let tunnels = self.check_tunnels(saved, features)?;
         self.check_spent(saved)?;
         let steering = saved.steering.as_ref().map(|table| Table {
             pairs: table.pairs.clone(),
@@ -142,6 +146,7 @@ impl<M: QueueMemory> VirtioNet<M> {
         self.shared.change_hashing(|hashing| {
             hashing.set(saved.hash_types, &saved.hash_key);
             hashing.set_steering(steering);
+            hashing.set_tunnels(tunnels);
         });
         let [rx, tx] = saved.coalescing.map(Into::into);
         *lock(&self.shared.coalescing) = CoalescingByDirection { rx, tx };
@@ -209,6 +214,20 @@ impl<M: QueueMemory> VirtioNet<M> {
             return refused("filter.mac", reason);
         }
         saved.filter.to_filter(features)
+    }
+}
+
+impl<M: QueueMemory> VirtioNet<M> {
+    /// The tunnels that are looked into, if the driver may have asked for them.
+    fn check_tunnels(&self, saved: &SavedNet, features: NetF) -> Result<Tunnels, Error> {
+        let bits = saved.hash_tunnels;
+        let refused = |reason| Error::refused(bytes::TUNNELS, "tunnels", reason);
+        let unknown = || refused(format!("{bits:#x} has one that is not known"));
+        let tunnels = Tunnels::from_bits(bits).ok_or_else(unknown)?;
+        if tunnels != Tunnels::NONE && !features.contains(NetF::HASH_TUNNEL) {
+            return Err(refused("the feature was not negotiated".to_owned()));
+        }
+        Ok(tunnels)
     }
 }
 

@@ -3,17 +3,18 @@
 use virtio::net::{HashReport, HashType};
 
 use super::toeplitz::INPUT;
+use super::tunnel::{Carried, Tunnels};
 
 const ETHERNET_HEADER: usize = 14;
-const TYPE_IPV4: u16 = 0x0800;
-const TYPE_IPV6: u16 = 0x86dd;
+pub(super) const TYPE_IPV4: u16 = 0x0800;
+pub(super) const TYPE_IPV6: u16 = 0x86dd;
 /// Of IEEE 802.1Q tags, and of the service tags around them.
 const TYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
 /// Tags that are looked behind.
 const MAX_TAGS: usize = 2;
 
 const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(super) const UDP: u8 = 17;
 // IPv6 extension headers, by the number in the header before them.
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -55,25 +56,55 @@ pub(super) struct Input {
     len: usize,
 }
 
-impl Flow {
-    /// Looks at the start of an Ethernet frame. `None` if it has no IP packet whose header is whole.
-    pub(super) fn parse(frame: &[u8]) -> Option<Self> {
-        let mut rest = frame.get(ETHERNET_HEADER..)?;
-        let mut kind = be16(frame, ETHERNET_HEADER - 2)?;
-        for _ in 0..MAX_TAGS {
-            if TYPES_VLAN.contains(&kind) {
-                kind = be16(rest, 2)?;
-                rest = rest.get(4..)?;
+/// The start of a packet, by what it begins with.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Packet<'a> {
+    Ethernet(&'a [u8]),
+    V4(&'a [u8]),
+    V6(&'a [u8]),
+}
+
+impl<'a> Packet<'a> {
+    /// Its flow, and what it carries unless it is a fragment. `None` if it is no IP packet whose header is whole.
+    fn parse(self) -> Option<(Flow, Option<Carried<'a>>)> {
+        match self {
+            Self::Ethernet(frame) => {
+                let mut rest = frame.get(ETHERNET_HEADER..)?;
+                let mut kind = be16(frame, ETHERNET_HEADER - 2)?;
+                for _ in 0..MAX_TAGS {
+                    if TYPES_VLAN.contains(&kind) {
+                        kind = be16(rest, 2)?;
+                        rest = rest.get(4..)?;
+                    }
+                }
+                match kind {
+                    TYPE_IPV4 => Flow::parse_v4(rest),
+                    TYPE_IPV6 => Flow::parse_v6(rest),
+                    _ => None,
+                }
             }
+            Self::V4(packet) => Flow::parse_v4(packet),
+            Self::V6(packet) => Flow::parse_v6(packet),
         }
-        match kind {
-            TYPE_IPV4 => Self::parse_v4(rest),
-            TYPE_IPV6 => Self::parse_v6(rest),
-            _ => None,
+    }
+}
+
+impl Flow {
+    /// Looks at the start of an Ethernet frame, and past what is around the packet inside where that is one of `tunnels`.
+    /// `None` if it has no IP packet whose header is whole.
+    pub(super) fn parse(frame: &[u8], tunnels: Tunnels) -> Option<Self> {
+        let (outer, carried) = Packet::Ethernet(frame).parse()?;
+        if tunnels == Tunnels::NONE {
+            return Some(outer);
+        }
+        // One level, and no other (virtio 1.4, 5.1.9.4.4.1).
+        match carried.and_then(|carried| carried.inner(tunnels)) {
+            Some(inner) => inner.parse().map(|(flow, _)| flow),
+            None => Some(outer),
         }
     }
 
-    fn parse_v4(packet: &[u8]) -> Option<Self> {
+    fn parse_v4(packet: &[u8]) -> Option<(Self, Option<Carried<'_>>)> {
         let header = packet.first_chunk::<20>()?;
         let header_len = usize::from(header[0] & 0xf) * 4;
         if header[0] >> 4 != 4 || header_len < header.len() {
@@ -82,15 +113,16 @@ impl Flow {
         let addresses = *header.last_chunk::<8>()?;
         // More fragments, or not the first.
         let is_fragment = be16(header, 6)? & 0x3fff != 0;
-        let ports = if is_fragment {
-            None
-        } else {
-            Ports::parse(header[9], packet.get(header_len..).unwrap_or_default())
-        };
-        Some(Self::V4 { addresses, ports })
+        let carried = (!is_fragment).then(|| Carried {
+            in_v6: false,
+            protocol: header[9],
+            bytes: packet.get(header_len..).unwrap_or_default(),
+        });
+        let ports = carried.and_then(Ports::parse);
+        Some((Self::V4 { addresses, ports }, carried))
     }
 
-    fn parse_v6(packet: &[u8]) -> Option<Self> {
+    fn parse_v6(packet: &[u8]) -> Option<(Self, Option<Carried<'_>>)> {
         let (header, mut rest) = packet.split_first_chunk::<40>()?;
         if header[0] >> 4 != 6 {
             return None;
@@ -127,11 +159,12 @@ impl Flow {
             next = *extension.first()?;
             rest = behind;
         }
-        let ports = if is_fragment {
-            None
-        } else {
-            Ports::parse(next, rest)
-        };
+        let carried = (!is_fragment).then_some(Carried {
+            in_v6: true,
+            protocol: next,
+            bytes: rest,
+        });
+        let ports = carried.and_then(Ports::parse);
         let extended = is_extended.then(|| {
             let mut extended = addresses;
             let (source, destination) = extended.split_at_mut(16);
@@ -143,11 +176,12 @@ impl Flow {
             }
             extended
         });
-        Some(Self::V6 {
+        let flow = Self::V6 {
             addresses,
             ports,
             extended,
-        })
+        };
+        Some((flow, carried))
     }
 
     /// What the hash is made of, if hashes of the types in `enabled` are wanted. `None` if none of these is for such
@@ -204,13 +238,13 @@ impl Flow {
 }
 
 impl Ports {
-    fn parse(protocol: u8, header: &[u8]) -> Option<Self> {
-        let tcp = match protocol {
+    fn parse(carried: Carried<'_>) -> Option<Self> {
+        let tcp = match carried.protocol {
             TCP => true,
             UDP => false,
             _ => return None,
         };
-        let bytes = *header.first_chunk()?;
+        let bytes = *carried.bytes.first_chunk()?;
         Some(Self { tcp, bytes })
     }
 }
@@ -259,7 +293,7 @@ fn home_route(extension: &[u8]) -> Option<[u8; 16]> {
     }
 }
 
-fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     let bytes = bytes.get(at..)?.first_chunk()?;
     Some(u16::from_be_bytes(*bytes))
 }

@@ -66,6 +66,7 @@ fn no_feature_is_offered_that_is_said_not_to_be() {
         mq: true,
         rss: true,
         hash: true,
+        hash_tunnel: true,
         failover: true,
         host_mtu: 1500,
         speed: Some(1),

@@ -9,6 +9,7 @@ mod ctrl;
 mod delayed;
 mod filter;
 mod harness;
+mod hash_tunnel;
 mod headers;
 mod legacy;
 mod life;

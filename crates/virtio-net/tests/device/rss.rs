@@ -13,17 +13,17 @@ use crate::harness::{ERR, Nic, OK, PeerState, Revoking};
 
 const PAIRS: usize = 3;
 /// `struct virtio_net_hdr_v1_hash`
-const HASH_HEADER: usize = 20;
+pub(crate) const HASH_HEADER: usize = 20;
 /// The key of Microsoft's "Verifying the RSS Hash Calculation".
-const KEY: [u8; 40] = [
+pub(crate) const KEY: [u8; 40] = [
     0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0,
     0xd0, 0xca, 0x2b, 0xcb, 0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30, 0xf2, 0x0c,
     0x6a, 0x42, 0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
 ];
-const ALL_TYPES: u32 = 0x1ff;
+pub(crate) const ALL_TYPES: u32 = 0x1ff;
 const TCPV4: u16 = 2;
 
-fn config() -> VirtioNetConfig {
+pub(crate) fn config() -> VirtioNetConfig {
     VirtioNetConfig {
         mq: true,
         rss: true,
@@ -32,7 +32,11 @@ fn config() -> VirtioNetConfig {
     }
 }
 
-fn nic_of(config: VirtioNetConfig, prepare: &dyn Fn(&mut PeerState), wanted: NetF) -> Nic {
+pub(crate) fn nic_of(
+    config: VirtioNetConfig,
+    prepare: &dyn Fn(&mut PeerState),
+    wanted: NetF,
+) -> Nic {
     let nic = Nic::idle_pairs(PAIRS, config, prepare, wanted);
     nic.device.negotiate(nic.features).unwrap();
     nic.activate();
@@ -44,7 +48,7 @@ fn nic() -> Nic {
 }
 
 /// What `VIRTIO_NET_CTRL_MQ_RSS_CONFIG` says.
-struct Rss {
+pub(crate) struct Rss {
     types: u32,
     mask: u16,
     unclassified: u16,
@@ -68,7 +72,7 @@ impl Default for Rss {
 }
 
 impl Rss {
-    fn command(&self) -> Vec<u8> {
+    pub(crate) fn command(&self) -> Vec<u8> {
         let mut bytes = vec![4, 1];
         bytes.extend(self.types.to_le_bytes());
         bytes.extend(self.mask.to_le_bytes());
@@ -83,7 +87,7 @@ impl Rss {
     }
 }
 
-fn hash_config(types: u32, key: &[u8]) -> Vec<u8> {
+pub(crate) fn hash_config(types: u32, key: &[u8]) -> Vec<u8> {
     let mut bytes = vec![4, 2];
     bytes.extend(types.to_le_bytes());
     bytes.extend([0; 8]);
@@ -93,8 +97,8 @@ fn hash_config(types: u32, key: &[u8]) -> Vec<u8> {
 }
 
 /// A TCP frame of the published vectors: destination, source, and its hash.
-type Vector = ((&'static str, u16), (&'static str, u16), u32);
-const VECTORS: [Vector; 5] = [
+pub(crate) type Vector = ((&'static str, u16), (&'static str, u16), u32);
+pub(crate) const VECTORS: [Vector; 5] = [
     (
         ("161.142.100.80", 1766),
         ("66.9.149.187", 2794),
@@ -119,7 +123,7 @@ const VECTORS: [Vector; 5] = [
 ];
 
 /// A frame of 60 bytes behind a header of `header` bytes that nobody has zeroed.
-fn tcp((to, from, _): Vector, header: usize) -> Vec<u8> {
+pub(crate) fn tcp((to, from, _): Vector, header: usize) -> Vec<u8> {
     let mut frame = vec![0; 10];
     frame.resize(header, 0xee);
     frame.extend([0x52, 0x54, 0, 0x12, 0x34, 0x56, 2, 0, 0, 0, 0, 1, 8, 0]);
@@ -144,7 +148,7 @@ fn unclassified(header: usize) -> Vec<u8> {
 }
 
 /// The fields behind `num_buffers`: value, report, padding.
-fn hash_fields(nic: &Nic, at: u64) -> (u32, u16, u16) {
+pub(crate) fn hash_fields(nic: &Nic, at: u64) -> (u32, u16, u16) {
     let bytes = nic.bytes(at + 12, 8);
     let u16_at = |i: usize| u16::from_le_bytes([bytes[i], bytes[i + 1]]);
     let value = u32::from(u16_at(0)) | u32::from(u16_at(2)) << 16;
@@ -300,7 +304,7 @@ fn each_mistake_in_what_is_said_of_rss_is_refused_and_changes_nothing() {
 }
 
 /// Gives frames to a port, and says how many went to each receive queue.
-fn give(nic: &mut Nic, port: usize, frames: &[Vec<u8>]) -> [usize; PAIRS] {
+pub(crate) fn give(nic: &mut Nic, port: usize, frames: &[Vec<u8>]) -> [usize; PAIRS] {
     let _ = nic.peers[port].give_frames(frames.iter().cloned());
     assert!(nic.peers[port].state().to_give.is_empty());
     [0, 2, 4].map(|queue| nic.used(queue).len())

@@ -11,6 +11,8 @@ use crate::hash::MAX_TABLE;
 
 /// The first section.
 pub(super) const SECTION: &str = "virtio-net";
+/// That of the tunnels whose inner packets hashes are made of.
+pub(super) const TUNNELS: &str = "virtio-net-hash-tunnels";
 const VERSION: u16 = 1;
 /// Pairs that a card has at most.
 pub(super) const MAX_PAIRS: usize = 256;
@@ -27,6 +29,7 @@ impl SavedNet {
             offloads,
             hash_types,
             hash_key,
+            hash_tunnels,
             steering,
             coalescing,
             queue_coalescing,
@@ -56,6 +59,10 @@ impl SavedNet {
                 }
             });
         });
+        // Where none is, what was written is as before there were any.
+        if *hash_tunnels != 0 {
+            writer.section(TUNNELS, VERSION, |fields| fields.u32(*hash_tunnels));
+        }
         counters.write(&mut writer);
         SavedLimit::write(limits, &mut writer);
         writer.into_bytes()
@@ -70,7 +77,14 @@ impl SavedNet {
         let mut section = reader.section(SECTION, VERSION)?;
         let coalescing =
             |section: &mut Section<'_>| SavedCoalescing::read(section, "queue_coalescing");
+        let mut hash_tunnels = 0;
+        if reader.has(TUNNELS) {
+            let mut section = reader.section(TUNNELS, VERSION)?;
+            hash_tunnels = section.u32("tunnels")?;
+            section.finish()?;
+        }
         let saved = Self {
+            hash_tunnels,
             config: section.bytes("config")?.to_vec(),
             link_up: section.bool("link_up")?,
             announce_asked: section.bool("announce_asked")?,

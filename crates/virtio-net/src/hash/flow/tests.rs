@@ -1,5 +1,9 @@
 use super::*;
 
+fn parse(frame: &[u8]) -> Option<Flow> {
+    Flow::parse(frame, Tunnels::NONE)
+}
+
 /// An Ethernet header and what follows it.
 fn ethernet(kind: u16, packet: &[u8]) -> Vec<u8> {
     let mut frame = vec![2; 12];
@@ -56,7 +60,7 @@ fn routing(kind: u8, left: u8) -> Vec<u8> {
 }
 
 fn reported(frame: &[u8], enabled: HashType) -> Option<(HashReport, Vec<u8>)> {
-    let (report, input) = Flow::parse(frame)?.input(enabled)?;
+    let (report, input) = parse(frame)?.input(enabled)?;
     Some((report, input.bytes().to_vec()))
 }
 
@@ -256,12 +260,12 @@ fn packets_behind_tags_are_found_and_those_behind_more_than_two_are_not() {
     let one = tagged(0x8100, &plain);
     let two = tagged(0x88a8, &one);
     let three = tagged(0x88a8, &two);
-    let expected = Flow::parse(&plain);
+    let expected = parse(&plain);
     assert!(expected.is_some());
-    assert_eq!(Flow::parse(&one), expected);
-    assert_eq!(Flow::parse(&two), expected);
-    assert_eq!(Flow::parse(&three), None);
-    assert_eq!(Flow::parse(&tagged(0x9100, &plain)), None);
+    assert_eq!(parse(&one), expected);
+    assert_eq!(parse(&two), expected);
+    assert_eq!(parse(&three), None);
+    assert_eq!(parse(&tagged(0x9100, &plain)), None);
 }
 
 /// Frames cut anywhere, with every length that an extension header may claim, chains that never end and ones
@@ -279,9 +283,9 @@ fn whatever_a_frame_is_cut_to_or_claims_there_is_an_answer() {
         UDP,
     );
     for frame in [v4(15, [0, 0], TCP), long] {
-        let whole = Flow::parse(&frame);
+        let whole = parse(&frame);
         for len in 0..frame.len() {
-            let flow = Flow::parse(&frame[..len]);
+            let flow = parse(&frame[..len]);
             if len < 14 + 20 {
                 assert_eq!(flow, None, "{len}");
             }
@@ -304,7 +308,7 @@ fn whatever_a_frame_is_cut_to_or_claims_there_is_an_answer() {
             for _ in 0..40 {
                 packet.extend([next, len, len, len, 0xc9, 255, len, 0]);
             }
-            let flow = Flow::parse(&ethernet(TYPE_IPV6, &packet));
+            let flow = parse(&ethernet(TYPE_IPV6, &packet));
             assert!(
                 matches!(flow, Some(Flow::V6 { ports: None, .. })),
                 "{next}, {len}"
@@ -316,7 +320,7 @@ fn whatever_a_frame_is_cut_to_or_claims_there_is_an_answer() {
         let bad = [&[2, 0, 1, 1, 0, 0xc9, len][..], &HOME].concat();
         let frame = v6(&[(DESTINATION, &bad)], TCP);
         let has_home = matches!(
-            Flow::parse(&frame),
+            parse(&frame),
             Some(Flow::V6 { extended: Some(extended), .. }) if extended[..16] == HOME
         );
         assert_eq!(has_home, len == 16, "{len}");
