@@ -31,5 +31,7 @@ mod pairs;
 mod policy;
 #[path = "device/rx.rs"]
 mod rx;
+#[path = "device/rx_turns.rs"]
+mod rx_turns;
 #[path = "device/tx.rs"]
 mod tx;
