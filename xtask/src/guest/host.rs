@@ -72,6 +72,13 @@ pub(crate) fn boot(
 /// The line that installs what a nested run needs.
 const INSTALL_QEMU: &str = "sudo apt-get install --no-install-recommends qemu-system-x86";
 
+/// Starts the emulated host. A boot to the first ping takes 18.6 s, and 19.9 s of processor time, on a machine that does
+/// nothing else.
+///
+/// Tried with QEMU 7.2 and not taken: `-la57`, the same; the kernels uncompressed, the same; `mitigations=off` in both
+/// kernels, 23.8 s; one emulated processor, a third more under traffic; `thread=single` with `mitigations=off`, of which
+/// the one boot hung. What remains is a boot now and then whose host ends at once, without a word, since QEMU gives up
+/// with `-no-reboot` on a triple fault, or stops; the runner tries it again.
 fn emulated_host(
     assets: &Assets,
     initrd: &Path,
