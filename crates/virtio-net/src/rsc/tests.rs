@@ -396,13 +396,22 @@ fn what_is_put_together_has_the_headers_of_one_large_frame() {
     }
 }
 
+/// Makes the checksum of an IPv4 header right.
+fn fix_ip_sum(mut frame: Vec<u8>) -> Vec<u8> {
+    let end = HEADER + 14 + usize::from(frame[HEADER + 14] & 0xf) * 4;
+    frame[HEADER + 24..HEADER + 26].fill(0);
+    let right = !sum(&frame[HEADER + 14..end]);
+    frame[HEADER + 24..HEADER + 26].copy_from_slice(&right.to_be_bytes());
+    frame
+}
+
 #[test]
 fn what_only_shares_the_addresses_comes_behind_what_is_kept() {
     // A fragment, IP options, a tag, extension headers, a large frame of the host's.
     let fragment = |offset: u16| {
         let mut frame = nth(1).frame();
         frame[HEADER + 20..HEADER + 22].copy_from_slice(&offset.to_be_bytes());
-        frame
+        fix_ip_sum(frame)
     };
     let tagged = |tag: &[u8]| {
         let mut frame = nth(1).frame();
@@ -412,6 +421,7 @@ fn what_only_shares_the_addresses_comes_behind_what_is_kept() {
     let mut with_options = nth(1).frame();
     with_options[HEADER + 14] = 0x46;
     with_options.splice(HEADER + 34..HEADER + 34, [1; 4]);
+    let with_options = fix_ip_sum(with_options);
     let v6 = |n| with(nth(n), |tcp| tcp.v6 = true);
     let mut extended = v6(1).frame();
     extended[HEADER + 20] = 0;
@@ -545,6 +555,19 @@ fn a_large_frame_of_the_hosts_goes_past_with_the_number_of_its_segments() {
             None => assert_eq!(got[6..], frame[6..], "{flags:#x} {gso_type}"),
         }
         assert_eq!(got[HEADER..], frame[HEADER..]);
+    }
+}
+
+#[test]
+fn a_peer_cannot_say_of_a_segment_that_it_stands_for_some() {
+    for stray in [RSC_INFO, RSC_INFO | DATA_VALID, RSC_INFO | NEEDS_CSUM] {
+        let frame = with(nth(0), |tcp| tcp.said.0 = stray).frame();
+        let mut bench = Bench::new();
+        assert!(bench.offer(&frame));
+        let got = bench.end();
+        assert_eq!(got.len(), 1);
+        assert_eq!(got[0].1[0], stray & !RSC_INFO, "{stray:#x}");
+        assert_eq!(got[0].1[1..], frame[1..]);
     }
 }
 
