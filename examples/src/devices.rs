@@ -404,9 +404,9 @@ filter-dump options:
   position=<string>
   queue=<NetFilterDirection>
 
-filter-dump options that are not built:
-  insert=<string>
-  status=<string>
+filter-dump options that are not built and take nothing else than:
+  insert=behind
+  status=on
 ";
 
 /// The types that there are.

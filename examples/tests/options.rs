@@ -275,6 +275,18 @@ fn a_capture_that_cannot_be_made_is_refused_in_qemus_words() {
                     "Parameter 'maxlen' expects a uint64 value",
                 ),
                 (
+                    "filter-dump,id=f,netdev=a,file=/x,status=off",
+                    "Parameter 'status' is not supported by this filter",
+                ),
+                (
+                    "filter-dump,id=f,netdev=a,file=/x,insert=before",
+                    "Parameter 'insert' is not supported by this filter",
+                ),
+                (
+                    "filter-dump,id=f,netdev=a,file=/nonexistent/x,insert=behind,status=on",
+                    "net dump: can't open /nonexistent/x: No such file or directory",
+                ),
+                (
                     "filter-dump,id=f,netdev=a,file=/x,queue=zz",
                     "Parameter 'queue' does not accept value 'zz'",
                 ),

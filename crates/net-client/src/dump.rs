@@ -80,8 +80,9 @@ impl NetClients {
         let id = options
             .take_id()?
             .ok_or_else(|| keyval::Error::Missing("id".into()))?;
-        for key in ["insert", "status"] {
-            if options.get(key).is_some() {
+        // What is so anyway.
+        for (key, only) in [("insert", "behind"), ("status", "on")] {
+            if options.take(key).is_some_and(|value| value != only) {
                 return Err(FilterError::NotSupported(key));
             }
         }

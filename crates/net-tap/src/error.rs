@@ -26,6 +26,21 @@ pub enum TapError {
         /// What the host said.
         source: io::Error,
     },
+    /// More queues than the kernel gives an interface.
+    #[error(
+        "could not configure /dev/net/tun ({interface}): TUNSETIFF: {source}; {wanted} queues are too many: the kernel \
+         lets the interface have {most}"
+    )]
+    TooManyQueues {
+        /// The interface.
+        interface: String,
+        /// How many were asked for.
+        wanted: usize,
+        /// How many could be had.
+        most: usize,
+        /// What the host said.
+        source: io::Error,
+    },
     /// The interface did not get its address, or did not come up.
     #[error("could not {action} ({interface}): {source}{}", hint_to_address(.interface, .source))]
     Netlink {
@@ -113,6 +128,23 @@ pub enum TapError {
     /// `queues=0`.
     #[error("Parameter 'queues' expects at least 1")]
     NoQueues,
+}
+
+impl TapError {
+    /// As it is to be told where so many queues of those that are wanted were had before it.
+    pub(crate) fn after_queues(self, most: usize, wanted: usize) -> Self {
+        match self {
+            Self::Ioctl {
+                interface, source, ..
+            } if source.raw_os_error() == Some(libc::E2BIG) => Self::TooManyQueues {
+                interface,
+                wanted,
+                most,
+                source,
+            },
+            other => other,
+        }
+    }
 }
 
 const OWN_NAMESPACE: &str =

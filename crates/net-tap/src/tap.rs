@@ -58,8 +58,8 @@ impl Tap {
             let mut taps = vec![first];
             for _ in 1..queues {
                 let name = taps[0].name.clone();
-                let next = Self::open_queue(&name, Some(taps[0].vnet_hdr), true)?;
-                taps.push(next);
+                let next = Self::open_queue(&name, Some(taps[0].vnet_hdr), true);
+                taps.push(next.map_err(|error| error.after_queues(taps.len(), queues as usize))?);
             }
             taps
         } else {

@@ -87,14 +87,13 @@ impl LinuxImage {
             reason,
         };
         let mut file = open_file(&self.kernel).map_err(read_error)?;
-        let mut magic = [0; 4];
-        match file.read_exact(&mut magic) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-            Err(error) => return Err(read_error(error)),
-        }
+        let mut start = Vec::new();
+        (&mut file)
+            .take(XLOADFLAGS as u64 + 2)
+            .read_to_end(&mut start)
+            .map_err(read_error)?;
         file.rewind().map_err(read_error)?;
-        if magic == *b"\x7fELF" {
+        if start.starts_with(b"\x7fELF") {
             let loaded = Elf::load(&**memory, None, &mut file, None).map_err(|error| match error {
                 loader::Error::Elf(elf::Error::ReadKernelImage) => not_a_kernel(
                     "it is cut off, or does not fit into the machine's memory: it takes more with -m"
@@ -105,6 +104,7 @@ impl LinuxImage {
             })?;
             return Ok(Kernel::from_elf(&loaded));
         }
+        check_protocol(&start).map_err(not_a_kernel)?;
         let loaded =
             BzImage::load(&**memory, None, &mut file, Some(HIGH)).map_err(|error| match error {
                 loader::Error::Bzimage(bzimage::Error::InvalidBzImage) => {
@@ -194,10 +194,6 @@ impl Kernel {
         let mut header = loaded
             .setup_header
             .ok_or_else(|| "it has no setup header".to_owned())?;
-        let (version, flags) = (header.version, header.xloadflags);
-        if version < 0x20c || flags & XLF_KERNEL_64 == 0 {
-            return Err("it has no 64-bit entry point".into());
-        }
         header.type_of_loader = LOADER_UNKNOWN;
         // In units of 16 bytes, the last of which need not be whole.
         let whole = u64::from(header.syssize).saturating_sub(1) * 16;
@@ -214,6 +210,30 @@ impl Kernel {
             end: loaded.kernel_end.max(unpacked),
             initrd_max: u64::from(header.initrd_addr_max) + 1,
         })
+    }
+}
+
+/// Whether a bzImage that begins so may be entered without a BIOS. Of what is none nothing is said.
+fn check_protocol(start: &[u8]) -> Result<(), String> {
+    let word = |at: usize| {
+        let bytes = start.get(at..)?.first_chunk()?;
+        Some(u16::from_le_bytes(*bytes))
+    };
+    if start
+        .get(HEADER..)
+        .is_none_or(|at| !at.starts_with(b"HdrS"))
+    {
+        return Ok(());
+    }
+    match (word(VERSION), word(XLOADFLAGS)) {
+        (Some(0x20c..), Some(flags)) if flags & XLF_KERNEL_64 != 0 => Ok(()),
+        (Some(version), _) => Err(format!(
+            "it has no 64-bit entry point, and the other one wants a BIOS: its boot protocol is {}.{:02}, of which 2.12 \
+             has one",
+            version >> 8,
+            version & 0xff
+        )),
+        (None, _) => Err("it is cut off in its header".into()),
     }
 }
 
@@ -269,6 +289,11 @@ fn low_u32(address: u64) -> u32 {
     low
 }
 
+// Offsets in a bzImage (boot.rst, "The Real-Mode Kernel Header").
+const HEADER: usize = 0x202;
+const VERSION: usize = 0x206;
+const XLOADFLAGS: usize = 0x236;
+
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 const BOOT_FLAG: u16 = 0xaa55;
@@ -303,6 +328,28 @@ mod tests {
                 "all but the hole below 1 MiB"
             );
         }
+    }
+
+    #[test]
+    fn a_bzimage_that_wants_a_bios_says_so() {
+        let image = |version: u16, flags: u16| {
+            let mut start = vec![0; XLOADFLAGS + 2];
+            start[HEADER..VERSION].copy_from_slice(b"HdrS");
+            start[VERSION..VERSION + 2].copy_from_slice(&version.to_le_bytes());
+            start[XLOADFLAGS..].copy_from_slice(&flags.to_le_bytes());
+            start
+        };
+        for good in [image(0x20c, 1), image(0x20f, 0x7f), b"no kernel".to_vec()] {
+            assert_eq!(check_protocol(&good), Ok(()));
+        }
+        // As iPXE's ipxe.lkrn, and as a kernel for 32 bits.
+        for (version, flags, said) in [(0x207, 0, "2.07"), (0x20f, 0, "2.15"), (0x20b, 1, "2.11")] {
+            let error = check_protocol(&image(version, flags)).unwrap_err();
+            assert!(error.contains("wants a BIOS"), "{error}");
+            assert!(error.contains(said), "{error}");
+        }
+        let cut = check_protocol(&image(0x20c, 1)[..VERSION + 1]).unwrap_err();
+        assert_eq!(cut, "it is cut off in its header");
     }
 
     #[test]
