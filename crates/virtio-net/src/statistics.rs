@@ -1,6 +1,6 @@
 //! What each queue counts.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use crate::rsc::Unit;
 use crate::{FlushReason, HeaderFault};
@@ -278,7 +278,15 @@ impl fmt::Display for TxStatistics {
         ];
         write_counters(f, &counters)?;
         for fault in HeaderFault::ALL {
-            write!(f, " dropped_{fault:?}={}", self.dropped(fault))?;
+            f.write_str(" dropped")?;
+            // As the other counters are named: `ChecksumOffset` is `dropped_checksum_offset`.
+            for letter in format!("{fault:?}").chars() {
+                if letter.is_uppercase() {
+                    f.write_char('_')?;
+                }
+                f.write_char(letter.to_ascii_lowercase())?;
+            }
+            write!(f, "={}", self.dropped(fault))?;
         }
         Ok(())
     }

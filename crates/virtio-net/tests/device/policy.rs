@@ -344,7 +344,12 @@ fn each_counter_has_its_place_in_the_text() {
     assert_eq!(lines.len(), 3);
     for (line, parts) in lines.iter().zip([
         &["rx0: kicks=", " frames=0 ", " dropped_filtered=0 "][..],
-        &["tx0: kicks=", " frames=1 bytes=60 ", " dropped_Runt=1 "],
+        &[
+            "tx0: kicks=",
+            " frames=1 bytes=60 ",
+            " dropped_runt=1 ",
+            " dropped_checksum_offset=0 ",
+        ],
         &["ctrl: acknowledged=1 refused=0 unanswered=0"],
     ]) {
         for part in parts {
