@@ -1,7 +1,8 @@
 //! The tests of `device/` with a legacy driver, which accepts no VERSION_1 and nothing past bit 31: the harness knows by the
 //! name of the program.
 //!
-//! Without `coalesce`, `hash_tunnel`, `ring_reset`, `rsc` with `segments`, `rss`, `stats` and `tunnels`: their features have bits past 31.
+//! Without `coalesce`, `hash_tunnel`, `ring_reset`, `rsc` with `segments`, `rss`, `stats` and `tunnels`: their features have
+//! bits past 31.
 //! Without `legacy`: it has legacy drivers in every program.
 #![expect(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 #![allow(
