@@ -2,6 +2,7 @@
 //! them in its own address space.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::VhostUserMemoryRegion;
@@ -24,6 +25,10 @@ struct Region {
     guest: u64,
     user: u64,
     size: u64,
+    /// Its file's device and inode, and where in the file it begins.
+    file: (u64, u64, u64),
+    /// How often it was added: QEMU 7.2 does so for each queue pair, and takes it away as often.
+    times: usize,
     mapping: Arc<GuestRegionMmap<()>>,
 }
 
@@ -65,6 +70,14 @@ impl Regions {
         region: &VhostUserMemoryRegion,
         file: File,
     ) -> Result<(), Refusal> {
+        let metadata = file.metadata().map_err(|error| refusal(region, &error))?;
+        let id = (metadata.dev(), metadata.ino(), region.mmap_offset);
+        if let Some(same) =
+            (self.list.iter_mut()).find(|other| other.is(region) && other.file == id)
+        {
+            same.times = same.times.saturating_add(1);
+            return Ok(());
+        }
         if self.list.len() >= MAX_REGIONS {
             return Err(refusal(region, "there are as many regions as there can be"));
         }
@@ -75,13 +88,14 @@ impl Regions {
 
     /// REM_MEM_REG.
     pub(crate) fn remove(&mut self, region: &VhostUserMemoryRegion) -> Result<(), Refusal> {
-        let (guest, user, size) = (region.guest_phys_addr, region.user_addr, region.memory_size);
-        let is_it =
-            |other: &Region| other.guest == guest && other.user == user && other.size == size;
-        if !self.list.iter().any(is_it) {
+        let Some(there) = self.list.iter_mut().find(|other| other.is(region)) else {
             return Err(refusal(region, "there is no such region"));
+        };
+        if there.times > 1 {
+            there.times -= 1;
+            return Ok(());
         }
-        let rest = self.list.iter().filter(|other| !is_it(other));
+        let rest = self.list.iter().filter(|other| !other.is(region));
         let list = rest.map(Region::share).collect();
         self.replace(list)
     }
@@ -125,6 +139,11 @@ impl Regions {
 }
 
 impl Region {
+    fn is(&self, other: &VhostUserMemoryRegion) -> bool {
+        let (guest, user) = (other.guest_phys_addr, other.user_addr);
+        self.guest == guest && self.user == user && self.size == other.memory_size
+    }
+
     fn share(&self) -> Self {
         Self {
             mapping: self.mapping.clone(),
@@ -138,12 +157,9 @@ impl Region {
 fn map(region: &VhostUserMemoryRegion, file: File) -> Result<Region, Refusal> {
     let (guest, user, size) = (region.guest_phys_addr, region.user_addr, region.memory_size);
     let len = usize::try_from(size).map_err(|error| refusal(region, &error))?;
-    let file_len = file
-        .metadata()
-        .map_err(|error| refusal(region, &error))?
-        .len();
+    let metadata = file.metadata().map_err(|error| refusal(region, &error))?;
     let end = region.mmap_offset.checked_add(size);
-    if end.is_none_or(|end| end > file_len) {
+    if end.is_none_or(|end| end > metadata.len()) {
         return Err(refusal(region, "its file is shorter"));
     }
     let mapping = MmapRegion::from_file(FileOffset::new(file, region.mmap_offset), len)
@@ -154,6 +170,8 @@ fn map(region: &VhostUserMemoryRegion, file: File) -> Result<Region, Refusal> {
         guest,
         user,
         size,
+        file: (metadata.dev(), metadata.ino(), region.mmap_offset),
+        times: 1,
         mapping: Arc::new(mapping),
     })
 }

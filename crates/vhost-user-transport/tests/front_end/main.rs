@@ -6,7 +6,7 @@ mod hostile;
 mod inflight;
 
 use std::io::Write;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::net::UnixStream;
 
 use net_client::Received;
@@ -17,6 +17,7 @@ use vhost_user_transport::{Refusal, ServeError};
 use virtqueue::mock::Buffer;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::tempfile::TempFile;
 
 use self::harness::{
     Format, Guest, MEMORY, Nic, PROTOCOL_FEATURES, SIZE, USER, arrived, signalled,
@@ -232,6 +233,37 @@ fn a_ring_that_was_enabled_before_features_were_chosen_stays_so() {
         arrived(&nic.wires[0], &FRAME);
         guest.leave().unwrap();
     }
+}
+
+#[test]
+fn memory_that_each_queue_pair_adds_is_there_until_each_has_taken_it_away() {
+    let nic = Nic::new(1);
+    let mut guest = Guest::new(&nic, 2, Format::Split);
+    guest.frontend.add_mem_region(&guest.region).unwrap();
+    guest.frontend.remove_mem_region(&guest.region).unwrap();
+    guest.run();
+    guest.send(1, &FRAME);
+    arrived(&nic.wires[0], &FRAME);
+    guest.used(1);
+    // Another file at the same place is other memory.
+    guest.frontend.get_vring_base(1).unwrap();
+    let other = TempFile::new().unwrap();
+    other.as_file().set_len(MEMORY as u64).unwrap();
+    let mut region = guest.region;
+    region.mmap_handle = other.as_file().as_raw_fd();
+    let _ = guest.frontend.add_mem_region(&region);
+    assert!(matches!(
+        guest.leave(),
+        Err(ServeError::Refused(Refusal::Memory { .. }))
+    ));
+
+    let mut guest = Guest::new(&nic, 2, Format::Split);
+    guest.frontend.remove_mem_region(&guest.region).unwrap();
+    let _ = guest.frontend.remove_mem_region(&guest.region);
+    assert!(matches!(
+        guest.leave(),
+        Err(ServeError::Refused(Refusal::Memory { .. }))
+    ));
 }
 
 /// What a front end does wrong, and what is to be said of it.
