@@ -3,12 +3,14 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`dpdk`] | DPDK's virtio-user, driven by `dpdk-testpmd` |
+//! | [`qemu`] | QEMU's virtio-net-pci, with stock Linux as its guest |
 //! | [`back_end`] | the example `vhost-user-net`, and the network namespace that its tap is in |
 //! | [`process`] | a program that is ended with its owner, and what it prints |
 
 mod back_end;
 mod dpdk;
 mod process;
+mod qemu;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -17,12 +19,15 @@ use anyhow::{Result, bail};
 
 const HELP: &str = "\
 usage: cargo xtask vhost-user dpdk [VARIANT ...]
+       cargo xtask vhost-user qemu [VARIANT ...]
 
 Runs the example vhost-user-net (release build) with a tap in a network namespace of its own, and front
 ends that others wrote against it. Needs root.
 
   dpdk   Debian's dpdk-testpmd (dpdk-dev) with net_virtio_user: each variant sends through the tap, and
          answers pings from the tap's side. Sets up huge pages while it runs.
+  qemu   Debian's QEMU with -netdev vhost-user, emulating a machine on which the Linux of `cargo xtask guest`
+         boots: each variant runs one of its cases.
 
 VHOST_USER_NET=PATH tries that back end instead of building the example.
 ";
@@ -32,6 +37,7 @@ pub(crate) fn main(arguments: Vec<String>) -> ExitCode {
     let mut arguments = arguments.into_iter();
     let result = match arguments.next().as_deref() {
         Some("dpdk") => dpdk::main(&arguments.collect::<Vec<_>>()),
+        Some("qemu") => qemu::main(&arguments.collect::<Vec<_>>()),
         Some("help" | "-h" | "--help") => {
             print!("{HELP}");
             Ok(0)

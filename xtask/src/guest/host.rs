@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result, bail};
 
 use super::assets::{Assets, run};
+use super::cpio::Tree;
 use super::image::{self, Run};
 use super::vmm::quote;
 use super::watch::{Limits, Outcome, Watch};
@@ -39,35 +40,54 @@ pub(crate) fn boot(
     stop: &Arc<AtomicBool>,
     print: &mut dyn Write,
 ) -> Result<Outcome> {
-    fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     let tree = image::host(assets, what)?;
-    let report = directory.join("report");
-    let console = directory.join("console");
-    let host_console = directory.join("host-console");
-    for file in [&report, &console, &host_console] {
-        File::create(file)?;
-    }
-    let child = match mode {
+    match mode {
         Mode::Nested => {
+            let files = files(directory)?;
+            let [report, console, host_console] = &files;
             let initrd = directory.join("host.cpio");
             fs::write(&initrd, tree.to_cpio()?)?;
-            emulated_host(assets, &initrd, &host_console, &console, &report)?
+            let child = emulated_host(assets, &initrd, host_console, console, report)?;
+            Watch::new(mode, limits, child, what.word, files)?.until_the_end(stop, print)
         }
-        Mode::Direct => {
-            let root = directory.join("root");
-            tree.to_directory(&root)?;
-            chroot(&root, &console, &report)?
-        }
-    };
-    Watch::new(
-        mode,
-        limits,
-        child,
-        what.word,
-        [report, console, host_console],
-    )?
-    .until_the_end(stop, print)
+        Mode::Direct => boot_in_chroot(&tree, what.word, limits, directory, stop, print),
+    }
 }
+
+/// The same with a host's root as it is given, as a chroot on this machine's kernel.
+pub(crate) fn boot_in_chroot(
+    tree: &Tree,
+    word: &str,
+    limits: Limits,
+    directory: &Path,
+    stop: &Arc<AtomicBool>,
+    print: &mut dyn Write,
+) -> Result<Outcome> {
+    let files = files(directory)?;
+    let [report, console, _] = &files;
+    let root = root(directory);
+    tree.to_directory(&root)?;
+    let child = chroot(&root, console, report)?;
+    Watch::new(Mode::Direct, limits, child, word, files)?.until_the_end(stop, print)
+}
+
+/// Where the root of a run in `directory` is, if it is a chroot.
+pub(crate) fn root(directory: &Path) -> PathBuf {
+    directory.join("root")
+}
+
+/// A run's report, console and host's console, empty.
+fn files(directory: &Path) -> Result<[PathBuf; 3]> {
+    fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
+    let files = ["report", "console", "host-console"].map(|name| directory.join(name));
+    for file in &files {
+        File::create(file)?;
+    }
+    Ok(files)
+}
+
+/// A directory of a chroot's root at which, if it is there, all of this machine's files are.
+pub(crate) const OUTER: &str = "outer";
 
 /// The line that installs what a nested run needs.
 const INSTALL_QEMU: &str = "sudo apt-get install --no-install-recommends qemu-system-x86";
@@ -143,6 +163,7 @@ fn chroot(root: &Path, console: &Path, report: &Path) -> Result<Child> {
         "cd {root} || exit 1; mkdir -p dev/net && for device in {DEVICES}; do \
          if [ -e /dev/$device ]; then : >dev/$device; mount --bind /dev/$device dev/$device; fi; done \
          && mount -t proc proc proc && mount -t sysfs sysfs sys; \
+         if [ -d {OUTER} ]; then mount --rbind / {OUTER} || exit 1; fi; \
          exec chroot . /bin/sh /host/main"
     );
     let mut command = dying_with_us("unshare");

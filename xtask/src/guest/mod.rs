@@ -19,20 +19,20 @@
 //! | [`vmm`] | building the VMM, and its arguments |
 
 mod apt;
-mod assets;
+pub(crate) mod assets;
 mod bpf;
-mod cases;
+pub(crate) mod cases;
 mod console;
-mod cpio;
-mod host;
-mod image;
+pub(crate) mod cpio;
+pub(crate) mod host;
+pub(crate) mod image;
 mod modules;
 mod options;
-mod runner;
-mod suite;
+pub(crate) mod runner;
+pub(crate) mod suite;
 mod variant;
 pub(crate) mod vmm;
-mod watch;
+pub(crate) mod watch;
 
 use std::io;
 use std::process::ExitCode;
@@ -115,7 +115,7 @@ fn shell(commands: &str, options: &Options) -> Result<u8> {
 }
 
 /// The end of a text under a headline, each line set in; nothing for an empty text.
-fn indented(headline: &str, text: &str) -> String {
+pub(crate) fn indented(headline: &str, text: &str) -> String {
     let lines: Vec<_> = text
         .lines()
         .filter(|line| !line.trim().is_empty())

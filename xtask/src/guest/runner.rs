@@ -196,7 +196,7 @@ impl Runner {
 }
 
 /// Removes the files of runs whose process is gone without having done so.
-fn remove_leftovers(runs: &Path) {
+pub(crate) fn remove_leftovers(runs: &Path) {
     for entry in fs::read_dir(runs).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let process = name
@@ -210,7 +210,7 @@ fn remove_leftovers(runs: &Path) {
 }
 
 /// A word that no other run's markers carry, of this process or another, and a name for the run's directory.
-fn word() -> String {
+pub(crate) fn word() -> String {
     static RUNS: AtomicU32 = AtomicU32::new(0);
     let run = RUNS.fetch_add(1, Ordering::Relaxed);
     let now = SystemTime::now()

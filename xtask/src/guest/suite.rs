@@ -154,7 +154,7 @@ impl Tally {
 }
 
 /// Whether a case's run is as it should be.
-fn verdict(case: &Case, outcome: &Outcome) -> Result<()> {
+pub(crate) fn verdict(case: &Case, outcome: &Outcome) -> Result<()> {
     match &outcome.ending {
         Ending::Finished(0) => {}
         Ending::Finished(status) => bail!("its commands ended with status {status}"),

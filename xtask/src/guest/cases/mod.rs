@@ -43,6 +43,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::watch::Outcome;
 
+pub(crate) use self::offloads::last_pings;
+
 /// One case: a guest, what runs in it, and what must come of it.
 #[derive(Debug)]
 pub(crate) struct Case {
@@ -72,7 +74,7 @@ pub(crate) struct Case {
 
 impl Case {
     /// What a case is unless it says otherwise.
-    const PLAIN: Self = Self {
+    pub(crate) const PLAIN: Self = Self {
         name: "",
         about: "",
         device: "",

@@ -127,7 +127,7 @@ ping -c 20 -i 0.02 10.0.2.2
     },
 ];
 
-pub(super) fn last_pings(outcome: &Outcome) -> Result<()> {
+pub(crate) fn last_pings(outcome: &Outcome) -> Result<()> {
     booted_once(outcome)?;
     let runs = super::pings(&outcome.output)?.len();
     all_pings_answered(outcome, runs.max(1), 20)
