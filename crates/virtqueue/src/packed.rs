@@ -198,6 +198,7 @@ impl PackedQueue {
     ) -> Result<u16, Fault> {
         let offset = self.next_avail.offset();
         chain.begin(offset, self.popped, taking.map);
+        chain.clear();
         let count = u16::try_from(descriptors.len()).unwrap_or(u16::MAX);
         let [first, rest @ ..] = descriptors else {
             return Err(fault(QueueError::NotAvailable(offset)));
