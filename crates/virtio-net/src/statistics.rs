@@ -158,7 +158,7 @@ impl RxStatistics {
         self.flushes[reason as usize] += 1;
         if unit.is_large() {
             self.rsc_frames += 1;
-            self.rsc_bytes += unit.frame().len() as u64;
+            count_bytes(&mut self.rsc_bytes, unit.frame().len());
             self.rsc_segments += u64::from(unit.segments());
             self.rsc_dup_acks += u64::from(unit.dup_acks());
         }

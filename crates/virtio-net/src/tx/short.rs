@@ -6,7 +6,7 @@ use virtqueue::{QueueMemory, Segment};
 use super::{ActiveTx, USUAL_HEADER};
 use crate::header::MIN_FRAME;
 use crate::lend::{FrameSlab, read_at};
-use crate::statistics::TxStatistics;
+use crate::statistics::{TxStatistics, count_bytes};
 
 impl<M: QueueMemory> ActiveTx<M> {
     /// Sends frames for as long as each is in a chain of one or two buffers and [plain](lend_plain), and the peer is
@@ -57,7 +57,7 @@ impl<M: QueueMemory> ActiveTx<M> {
             }
             statistics.frames += 1;
             // What the peer got, less the header that it got with it.
-            statistics.bytes += (whole.len() - USUAL_HEADER) as u64;
+            count_bytes(&mut statistics.bytes, whole.len() - USUAL_HEADER);
             self.unfinished += pieces;
             if self.unfinished >= self.batch {
                 // The driver makes more available meanwhile.

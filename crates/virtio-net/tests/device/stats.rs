@@ -2,9 +2,10 @@
 
 use virtio::net::F as NetF;
 use virtio_bus::VirtioDevice;
-use virtio_net::VirtioNetConfig;
+use virtio_net::{SavedNet, VirtioNetConfig};
 
 use crate::harness::{ERR, Nic, OK, PLAIN, RX, TX, frame};
+use crate::segments::Tcp;
 
 const QUERY: [u8; 2] = [8, 0];
 const RX_TYPES: u64 = 0b111;
@@ -58,6 +59,48 @@ fn the_types_that_the_device_counts_are_told() {
     assert_eq!(nic.command_for(&QUERY, 1), [OK]);
     assert_eq!(nic.command_for(&[8, 0, 0], 9), [ERR]);
     assert_eq!(nic.command_for(&[8, 2], 9), [ERR]);
+}
+
+/// Frames of all ways through the card: in chains of one buffer or two, in others, and put together.
+#[test]
+fn counters_of_bytes_wrap_around_whichever_way_frames_take() {
+    let config = VirtioNetConfig {
+        guest_rsc_ext: true,
+        ..Default::default()
+    };
+    for wanted in [NetF::all() - NetF::RSC_EXT, NetF::all()] {
+        let nic = Nic::idle_of(config.clone(), &|_| {}, wanted);
+        nic.device.negotiate(nic.features).unwrap();
+        let mut saved = SavedNet::from_bytes(&nic.device.save().unwrap()).unwrap();
+        let (rx, tx) = &mut saved.counters.pairs[0];
+        for counter in [&mut rx.bytes, &mut rx.rsc_bytes, &mut tx.bytes] {
+            *counter = u64::MAX - 99;
+        }
+        nic.device.restore(&saved.to_bytes()).unwrap();
+        nic.activate();
+        let mut nic = nic;
+        for _ in 0..4 {
+            nic.add_rx(2000);
+            nic.add_tx(&frame(PLAIN, 60, 0), &[]);
+        }
+        nic.kick(RX);
+        nic.kick(TX);
+        let segments = [Tcp::new(0, &[1; 60]), Tcp::new(60, &[1; 60])];
+        let _ = nic
+            .peer
+            .give_frames(segments.map(|segment| segment.frame()));
+        nic.clock.advance(std::time::Duration::from_millis(1));
+        nic.turn();
+        let rx = nic.device.rx_statistics(0).unwrap();
+        let tx = nic.device.tx_statistics(0).unwrap();
+        assert_eq!(tx.bytes, 140);
+        // Headers of 54 bytes in front of 60, or of 120.
+        let (bytes, rsc_bytes) = match wanted.contains(NetF::RSC_EXT) {
+            true => (74, 74),
+            false => (128, u64::MAX - 99),
+        };
+        assert_eq!((rx.bytes, rx.rsc_bytes), (bytes, rsc_bytes));
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::ActiveRx;
 use crate::buffers::{complete_in_place, count_header};
 use crate::filter::{FilterView, PEEK};
 use crate::lend::{lend_on, read_at};
-use crate::statistics::RxStatistics;
+use crate::statistics::{RxStatistics, count_bytes};
 
 impl<M: QueueMemory> ActiveRx<M> {
     /// Reads frames for as long as each goes into a chain of one or two buffers, which then never is on a list. `None`:
@@ -65,7 +65,7 @@ impl<M: QueueMemory> ActiveRx<M> {
                         count_header(said, frame_len, statistics);
                     }
                     statistics.frames += 1;
-                    statistics.bytes += frame_len as u64;
+                    count_bytes(&mut statistics.bytes, frame_len);
                     statistics.buffers += 1;
                 }
                 Read::Frame(len) => {
