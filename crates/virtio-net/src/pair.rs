@@ -152,7 +152,7 @@ impl<M: QueueMemory> Pair<M> {
             tracing::debug!(pair = self.name, %error, "backend keeps a queue that is not used");
         }
         self.enabled.store(enabled, Ordering::Relaxed);
-        lock(&self.rx).set_enabled(enabled, &self.port);
+        self.with_rx(|rx| ((), rx.set_enabled(enabled, &self.port)));
         lock(&self.tx).set_enabled(enabled);
         Ok(())
     }
@@ -199,8 +199,9 @@ impl<M: QueueMemory> Pair<M> {
         if !F::from(features).contains(F::IN_ORDER) {
             active.allow_batches();
         }
-        self.keep_segments(&mut active, features, &layout);
         let mut rx = lock(&self.rx);
+        // Under the lock: whatever is put together from another moment on is told to a queue that is there.
+        self.keep_segments(&mut active, features, &layout);
         match self.watch_rx(&active.loan().kick) {
             Ok(watch) => active.watch = Some(watch),
             Err(error) => return Err((active.hand_back(), error)),
@@ -256,7 +257,7 @@ impl<M: QueueMemory> Pair<M> {
             }
         }
         if rx {
-            lock(&self.rx).settle(&self.port);
+            self.with_rx(|rx| ((), rx.settle(&self.port)));
         }
         if tx {
             lock(&self.tx).settle();

@@ -41,20 +41,22 @@ impl<M: QueueMemory> Rx<M> {
     }
 
     /// The driver uses the queue's pair from now on, or uses it no more: then no frame is received.
-    pub(crate) fn set_enabled(&mut self, enabled: bool, port: &Port) {
+    pub(crate) fn set_enabled(&mut self, enabled: bool, port: &Port) -> After {
         self.enabled = enabled;
         let Some(active) = &mut self.active else {
-            return;
+            return After::default();
         };
+        let mut flushed = Ok(());
         if enabled {
             again(&active.loan().kick);
         } else {
-            active.flush_all(port, &mut self.statistics);
+            flushed = active.flush_all(port, &mut self.statistics);
             active.drop_held(port, &mut self.statistics);
             // What was received before is told before; the flush that it waits for may come after.
             active.finish(&mut self.statistics);
         }
         active.tell_anew();
+        active.settle_error(flushed, ()).1
     }
 
     /// Reads frames of `source` into the driver's buffers, at most so many.
@@ -192,11 +194,13 @@ impl<M: QueueMemory> Rx<M> {
     }
 
     /// The driver wants other packets' segments put together.
-    pub(crate) fn set_families(&mut self, families: Families, port: &Port) {
-        if let Some(active) = &mut self.active {
-            active.set_families(families, port, &mut self.statistics);
-            active.finish(&mut self.statistics);
-        }
+    pub(crate) fn set_families(&mut self, families: Families, port: &Port) -> After {
+        let Some(active) = &mut self.active else {
+            return After::default();
+        };
+        let flushed = active.set_families(families, port, &mut self.statistics);
+        active.finish(&mut self.statistics);
+        active.settle_error(flushed, ()).1
     }
 
     /// Notifications have been held back for as long as they may.
@@ -229,11 +233,11 @@ impl<M: QueueMemory> Rx<M> {
 
     /// Brings the queue's indices to what the driver can see, once no read goes on: chains that were not
     /// used go back to the available ring.
-    pub(crate) fn settle(&mut self, port: &Port) {
+    pub(crate) fn settle(&mut self, port: &Port) -> After {
         let Some(active) = &mut self.active else {
-            return;
+            return After::default();
         };
-        active.flush_all(port, &mut self.statistics);
+        let flushed = active.flush_all(port, &mut self.statistics);
         active.drop_held(port, &mut self.statistics);
         active.give_back();
         active.finish(&mut self.statistics);
@@ -241,6 +245,7 @@ impl<M: QueueMemory> Rx<M> {
             active.tell(&mut self.statistics);
         }
         active.tell_anew();
+        active.settle_error(flushed, ()).1
     }
 }
 

@@ -25,7 +25,7 @@ impl<M: QueueMemory> Pair<M> {
 
     /// Has the receive queue put together such packets' segments only. When this returns no others come that are.
     pub(crate) fn set_families(&self, families: Families) {
-        lock(&self.rx).set_families(families, &self.port);
+        self.with_rx(|rx| ((), rx.set_families(families, &self.port)));
     }
 
     /// The timer moves to the context that is the pair's now.

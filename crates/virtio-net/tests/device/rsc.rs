@@ -352,6 +352,33 @@ fn a_queue_that_stops_keeps_nothing() {
     }
 }
 
+/// The ring may be looked at for the first time for what was kept.
+#[test]
+fn a_queue_that_is_found_broken_for_what_was_kept_is_reported() {
+    type Look = (&'static str, fn(&mut Nic));
+    let looks: [Look; 3] = [
+        ("pause", |nic| nic.device.pause()),
+        ("interval", |nic| wait(nic, 300)),
+        ("other offloads", |nic| {
+            assert_eq!(nic.command(&offloads(0)), OK);
+        }),
+    ];
+    for (name, look) in looks {
+        let mut nic = nic();
+        give(&nic, &[nth(0), nth(1)]);
+        nic.drivers[RX].offer_nonsense();
+        look(&mut nic);
+        let resets = nic.resets();
+        assert_eq!(resets.len(), 1, "{name}: {resets:?}");
+        assert!(resets[0].starts_with("virtio-net.0 rx: "), "{resets:?}");
+        // Once, and what was kept is counted as lost when the queue stops.
+        nic.device.pause();
+        assert_eq!(nic.resets(), resets, "{name}");
+        let counted = nic.device.rx_statistics(0).unwrap();
+        assert_eq!(counted.dropped_no_buffers, 1, "{name}");
+    }
+}
+
 #[test]
 fn a_driver_that_comes_next_begins_with_nothing_kept() {
     let mut nic = nic();

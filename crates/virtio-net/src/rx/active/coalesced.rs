@@ -111,14 +111,14 @@ impl<M: QueueMemory> ActiveRx<M> {
         // Both headers are as long.
         unit.finish();
         let guest_len = unit.bytes().len();
-        let room = self.make_room(guest_len, port, statistics)?;
-        if room == Some(Received::Busy) {
+        let room = self.make_room(guest_len, port, statistics);
+        if matches!(room, Err(_) | Ok(Some(Received::Busy))) {
             if let Some(segments) = &mut self.segments {
                 segments.coalescer.put_back(at, unit, reason);
             }
-            return Ok(Flushed::Waits);
+            return room.map(|_| Flushed::Waits);
         }
-        if room.is_none() {
+        if let Ok(None) = room {
             self.buffers.ready.write(0, unit.bytes());
             self.deliver_ready(guest_len, statistics);
             statistics.count_flushed(&unit, reason);
@@ -166,23 +166,26 @@ impl<M: QueueMemory> ActiveRx<M> {
     }
 
     /// Gives the driver all that is kept. What it has no room for is dropped: the queue stops, or such frames are not
-    /// wanted any more.
-    pub(in crate::rx) fn flush_all(&mut self, port: &Port, statistics: &mut RxStatistics) {
+    /// wanted any more. Where the queue is found broken, or was before, there is no room either.
+    pub(in crate::rx) fn flush_all(
+        &mut self,
+        port: &Port,
+        statistics: &mut RxStatistics,
+    ) -> Result<(), QueueError> {
         let all = |coalescer: &Coalescer| {
             let kept = !coalescer.is_empty();
             kept.then_some((0, FlushReason::Stopped))
         };
-        // Where the queue is broken there is no room either.
-        let _ = self.flush_while(all, port, statistics);
-        let Some(Segments { coalescer, timer }) = &mut self.segments else {
-            return;
-        };
-        timer.disarm();
-        while let Some(unit) = coalescer.take(0) {
-            statistics.dropped_no_buffers += 1;
-            port.count_dropped_receiving(DropReason::NotRunning);
-            coalescer.recycle(unit);
+        let flushed = self.flush_while(all, port, statistics);
+        if let Some(Segments { coalescer, timer }) = &mut self.segments {
+            timer.disarm();
+            while let Some(unit) = coalescer.take(0) {
+                statistics.dropped_no_buffers += 1;
+                port.count_dropped_receiving(DropReason::NotRunning);
+                coalescer.recycle(unit);
+            }
         }
+        flushed.map(|_| ())
     }
 
     /// Gives the driver one unit after another as long as there is one and room for it. Whether there was room for all.
@@ -208,11 +211,12 @@ impl<M: QueueMemory> ActiveRx<M> {
         families: Families,
         port: &Port,
         statistics: &mut RxStatistics,
-    ) {
-        self.flush_all(port, statistics);
+    ) -> Result<(), QueueError> {
+        let flushed = self.flush_all(port, statistics);
         if let Some(segments) = &mut self.segments {
             segments.coalescer.set_families(families);
         }
+        flushed
     }
 
     /// The context is another.
