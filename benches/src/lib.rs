@@ -13,7 +13,7 @@
 //! | `peer` | [`InstantPeer`]: takes frames at once, offers frames from memory |
 //! | `rig`, `rings` | [`Rig`]: a device on a tap, on a processor of its own, with a fast driver |
 //! | `raw` | [`RawTap`]: the bare loop on a tap |
-//! | `processor` | processors, and the time of threads |
+//! | `processor` | processors, the time of threads, and memory |
 //! | `ping` | requests and answers, one at a time |
 //! | `packets` | [`PacketSocket`]: the host's side of a tap |
 //! | `pace` | [`timed`]: frames in batches, of which the device's part is timed |
@@ -44,7 +44,7 @@ pub use pace::{Round, timed, warmed_up};
 pub use packets::PacketSocket;
 pub use peer::InstantPeer;
 pub use ping::{two_wake_ups, wait_for};
-pub use processor::{ThreadClock, pin};
+pub use processor::{ThreadClock, allocated, pin};
 pub use raw::{RawEngine, RawTap};
 pub use receive::Receiver;
 pub use rig::{DEVICE_CPU, DRIVER_CPU, Rig, Took, open_netdev};

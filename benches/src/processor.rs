@@ -1,7 +1,7 @@
-//! Processors, and the time of threads.
+//! Processors, the time of threads, and memory.
 #![expect(
     unsafe_code,
-    reason = "affinity and clocks are calls into the C library"
+    reason = "affinity, clocks and the heap are calls into the C library"
 )]
 
 use std::mem;
@@ -47,4 +47,11 @@ impl ThreadClock {
             u32::try_from(time.tv_nsec).unwrap(),
         )
     }
+}
+
+/// Bytes that the process has allocated and not given back: guest memory, which is mapped, is not among them.
+pub fn allocated() -> usize {
+    // SAFETY: takes nothing, and locks what it reads.
+    let heap = unsafe { libc::mallinfo2() };
+    heap.uordblks + heap.hblkhd
 }

@@ -1,10 +1,10 @@
 //! What devices on one I/O thread cost: to make, while nothing happens, and for the one that is at work.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
-use benches::{Format, FrameSize, Layout, Rig, open_netdev};
+use benches::{Format, FrameSize, Layout, Rig, allocated, open_netdev};
 use iothread::IoThread;
 use virtio::net::F as NetF;
 
@@ -17,8 +17,8 @@ const FRAMES: u64 = 2000;
 pub(crate) fn measure(report: &mut Report) {
     let mut table = Table::new(
         "Devices on one I/O thread",
-        "Medians. Each device is on a tap of its own. Memory is what the process has more for each, the driver's part and the \
-         guest memory that it touched among it; the time of the I/O thread is that of a second in which nothing happens; \
+        "Medians. Each device is on a tap of its own. Memory is what is allocated for each, the driver's part of the \
+         bench among it and guest memory not; the time of the I/O thread is that of a second in which nothing happens; \
          the frame is of 64 bytes and sent by one device, the others at rest.",
         &[
             "devices",
@@ -40,7 +40,7 @@ fn some(count: usize) -> [String; 6] {
     let open = || open_netdev("tap,id=tap0,engine=sync");
     // The first of anything is dearer.
     drop(Rig::on(&io, open(), Format::Split, NetF::empty()));
-    let before = resident();
+    let before = allocated();
     let (mut opening, mut making, mut rigs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..count {
         let start = Instant::now();
@@ -50,7 +50,7 @@ fn some(count: usize) -> [String; 6] {
         rigs.push(Rig::on(&io, netdev, Format::Split, NetF::empty()));
         making.push(start.elapsed());
     }
-    let grown = resident().saturating_sub(before) / count;
+    let grown = allocated().saturating_sub(before) / count / 1024;
     // What was scheduled while they were made is done before the rest begins.
     let clock = rigs[0].clock();
     rigs[0].settle();
@@ -82,12 +82,4 @@ fn some(count: usize) -> [String; 6] {
         spent.as_micros().to_string(),
         format!("{:.0}", median(&frames, |ns| *ns)),
     ]
-}
-
-/// KiB of memory that the process has.
-fn resident() -> usize {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
-        .unwrap_or(0)
 }
