@@ -54,6 +54,31 @@ fn replace(rig: &Rig, paused: impl FnOnce()) {
     rig.devices.resume();
 }
 
+#[test]
+fn a_card_that_is_replaced_keeps_its_link_and_what_was_set_while_it_ran() {
+    let rig = rig(&format!("{OFFERED},anti_spoof=off,tx_limit_bytes=5000000"));
+    let _driver = driver(&rig, F::empty());
+    let card = || rig.devices.tree().find("nic").unwrap();
+    let set = |name: &str, value: &str| qdev::set_text(&card(), name, value).unwrap();
+    set("anti_spoof", "on");
+    set("rx_limit_packets", "7");
+    set("tx_limit_bytes", "0");
+    assert!(rig.devices.set_link("nic", false));
+    replace(&rig, || {});
+    let fresh = card();
+    assert!(fresh.get::<bool>("anti_spoof").unwrap());
+    for (limit, expected) in [
+        ("rx_limit_bytes", 0),
+        ("rx_limit_packets", 7),
+        ("tx_limit_bytes", 0),
+        ("tx_limit_packets", 0),
+    ] {
+        assert_eq!(fresh.get::<u64>(limit).unwrap(), expected, "{limit}");
+    }
+    let nic = rig.devices.nics().remove(0);
+    assert!(!nic.ports[0].link_is_up());
+}
+
 /// For all on the link, or for a card that is not there.
 fn frame(number: u16, to: [u8; 6]) -> Vec<u8> {
     let mut frame = vec![0; 64];

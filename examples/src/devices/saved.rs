@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use keyval::Options;
-use qom::Object;
+use qom::{Object, PropertyError};
 use virtio_pci::{SaveError, SavedPci, VirtioPci};
 use vm_pci::object::PciDevice;
 
@@ -60,7 +60,7 @@ impl Devices {
     }
 
     /// Takes a network card out, and puts a fresh one of the same options in its place that goes on with `state`: what
-    /// its driver has in memory is left as it is. Devices are [paused](Self::pause) and the processors at rest.
+    /// its driver has in memory is left as it is, and so are the card's link and what was set while it ran. Devices are [paused](Self::pause) and the processors at rest.
     ///
     /// # Errors
     /// The card stays as it is where the bytes are no state. Where they are one of another card, the fresh card is as
@@ -68,7 +68,10 @@ impl Devices {
     pub fn restore_nic(&self, name: &str, state: &[u8]) -> Result<(), CannotSave> {
         let state = SavedPci::from_bytes(state).map_err(SaveError::from)?;
         let Nic {
-            asked: device, mac, ..
+            asked: device,
+            mac,
+            ports,
+            ..
         } = self.nic(name)?;
         let text = {
             let made = super::lock(&self.made);
@@ -81,11 +84,23 @@ impl Devices {
         let text = text.ok_or_else(|| CannotSave::NotMade(name.into()))?;
         // What was chosen for it then is not chosen anew. Of two values the last counts.
         let devfn = PciDevice::of(&device)?.devfn();
-        let text = format!("{text},addr={devfn},mac={mac}");
+        let policy = at_run_time(&device).map_err(qdev::Error::from)?;
+        let link_is_up = ports.iter().all(|port| port.link_is_up());
+        drop(ports);
+        let text = format!("{text},addr={devfn},mac={mac}{policy}");
         let options = Options::parse(&text, Some("driver"));
         let fresh = self.machine.replace(&device, options)?;
         drop(device);
         let device = self.made_of(fresh, &text);
+        if !link_is_up {
+            let made = self
+                .nics()
+                .into_iter()
+                .find(|nic| Arc::ptr_eq(&nic.asked, &device));
+            for port in made.iter().flat_map(|nic| &nic.ports) {
+                port.set_link(false);
+            }
+        }
         let function = function_of(&device, name)?;
         function.pause();
         Ok(function.restore(&state)?)
@@ -96,6 +111,25 @@ impl Devices {
         let nic = nics.find(|nic| nic.name == name);
         nic.ok_or_else(|| CannotSave::NotFound(name.into()))
     }
+}
+
+/// The properties that can be set on a card that runs, as they are now, to go behind its option string.
+fn at_run_time(device: &Object) -> Result<String, PropertyError> {
+    let anti_spoof = if device.get("anti_spoof")? {
+        "on"
+    } else {
+        "off"
+    };
+    let mut text = format!(",anti_spoof={anti_spoof}");
+    for limit in [
+        "rx_limit_bytes",
+        "rx_limit_packets",
+        "tx_limit_bytes",
+        "tx_limit_packets",
+    ] {
+        text += &format!(",{limit}={}", device.get::<u64>(limit)?);
+    }
+    Ok(text)
 }
 
 fn function_of(device: &Object, name: &str) -> Result<Arc<VirtioPci<Memory>>, CannotSave> {
