@@ -100,7 +100,15 @@ fn run(runner: &Runner, case: &Case, options: &Options) -> Result<Ran> {
             ..Limits::default()
         },
     };
-    let (outcome, retries) = runner.boot(&request, &mut io::sink())?;
+    let (mut outcome, mut retries) = runner.boot(&request, &mut io::sink())?;
+    for _ in 1..case.guests {
+        if verdict(case, &outcome).is_err() {
+            break;
+        }
+        let (next, again) = runner.boot(&request, &mut io::sink())?;
+        outcome = next;
+        retries += again;
+    }
     Ok(Ran {
         outcome,
         retries,
