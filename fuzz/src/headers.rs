@@ -361,8 +361,11 @@ impl Machine {
         } else {
             assert!(used.iter().all(|(_, len)| *len == 0), "{used:?}");
         }
-        // A frame that waits for more buffers is gone then; and buffers for the next are the next's.
+        // Buffers for the next frame are the next's.
         self.restart_rx();
+        if !fits {
+            self.forget_waiting();
+        }
     }
 
     fn check_got(
@@ -442,6 +445,14 @@ impl Machine {
         }
         assert_eq!(header.flags, told_flags);
         assert_eq!((header.csum_start, header.csum_offset), sums);
+    }
+
+    /// What waited for more buffers is gone: with its queue, or where the card copies frames, which it does to put
+    /// segments together, at the peer's port, which keeps it until there is room.
+    fn forget_waiting(&self) {
+        let card = self.peer.port.peer().expect("the card's port");
+        card.purge();
+        assert!(!card.awaits_frames());
     }
 
     /// Resets the receive queue, and enables it.
@@ -653,6 +664,30 @@ mod tests {
         }
         let statistics = machine.nic.rx_statistics(0).unwrap();
         assert_eq!((statistics.frames, statistics.buffers), (3, 6));
+    }
+
+    #[test]
+    fn a_frame_that_waits_does_not_come_before_the_next() {
+        for features in [NetF::all(), NetF::all() - NetF::RSC_EXT] {
+            for door in [Door::Read, Door::ReadLater, Door::Handed] {
+                let got = |len, buffer| Got {
+                    header: [0; 12],
+                    len: Len::Usual(len),
+                    buffer: Len::Usual(buffer),
+                    door,
+                };
+                let story = Story {
+                    features: features.bits().to_ne(),
+                    ..story(vec![], vec![got(3000, 300), got(100, 300)])
+                };
+                let mut machine = Machine::new(&story).unwrap();
+                for got in &story.got {
+                    machine.get(got);
+                }
+                let statistics = machine.nic.rx_statistics(0).unwrap();
+                assert_eq!((statistics.frames, statistics.buffers), (1, 1), "{door:?}");
+            }
+        }
     }
 
     #[test]
