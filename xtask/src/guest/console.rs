@@ -6,6 +6,7 @@
 //! @@guest:5f3a:begin@@                        the commands start (again after a reboot)
 //! 2: eth0: <BROADCAST,...                     output
 //! @@guest:5f3a:alive@@                        every few seconds, anywhere: user space still runs
+//! @@guest:5f3a:doing: sh(do_wait) ping(0)@@    now and then: what its processes wait for, which is noise
 //! @@guest:5f3a:reboot@@                       the commands asked for a reboot: noise follows
 //! @@guest:5f3a:end:0@@                        their exit status: noise follows
 //! ```
@@ -61,13 +62,18 @@ impl Splitter {
                     self.in_output = false;
                     said.push(Said::Reboot);
                 }
-                other => match other.strip_prefix("end:").and_then(|n| n.parse().ok()) {
-                    Some(status) => {
+                other => {
+                    if let Some(processes) = other.strip_prefix("doing:") {
+                        said.push(Said::Noise(format!("waiting:{processes}\n").into_bytes()));
+                    } else if let Some(status) =
+                        other.strip_prefix("end:").and_then(|n| n.parse().ok())
+                    {
                         self.in_output = false;
                         said.push(Said::End(status));
+                    } else {
+                        self.push_text(&mut said, other.as_bytes().to_vec());
                     }
-                    None => self.push_text(&mut said, other.as_bytes().to_vec()),
-                },
+                }
             }
             self.held = after;
         }
@@ -123,7 +129,7 @@ mod tests {
     use super::*;
 
     const SESSION: &[u8] = b"boot\r\n@@guest:w:begin@@\none\n@@gu@@guest:w:alive@@\nest two\
-        @@guest:w:reboot@@\nagain\n@@guest:w:begin@@\nthree@@guest:w:end:7@@\ndown\n";
+        @@guest:w:doing: sh(0)@@\n@@guest:w:reboot@@\nagain\n@@guest:w:begin@@\nthree@@guest:w:end:7@@\ndown\n";
 
     fn joined(pieces: &[&[u8]]) -> (Vec<u8>, Vec<u8>, Vec<Said>) {
         let mut splitter = Splitter::new("w");
@@ -146,7 +152,10 @@ mod tests {
             let (head, tail) = SESSION.split_at(cut);
             let (output, noise, marks) = joined(&[head, tail]);
             assert_eq!(output, b"one\n@@guest twothree", "cut at {cut}");
-            assert_eq!(noise, b"boot\r\nagain\ndown\n", "cut at {cut}");
+            assert_eq!(
+                noise, b"boot\r\nwaiting: sh(0)\nagain\ndown\n",
+                "cut at {cut}"
+            );
             let expected = [
                 Said::Begin,
                 Said::Alive,

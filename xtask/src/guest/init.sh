@@ -33,7 +33,25 @@ else
 fi
 # From here on the kernel's messages go to dmesg alone, but for its last words.
 dmesg -n 1
-(while sleep 3; do printf '@@guest:%s:alive@@\n' "$WORD"; done) &
+# doing: what the processes wait for in the kernel, each by its name.
+doing() {
+    for process in /proc/[0-9]*; do
+        # The kernel's own have no program.
+        [ -e $process/exe ] || continue
+        read -r name <$process/comm
+        read -r place <$process/wchan
+        printf ' %s(%s)' "$name" "$place"
+    done 2>/dev/null
+}
+(
+    signs=0
+    while sleep 3; do
+        printf '@@guest:%s:alive@@\n' "$WORD"
+        signs=$((signs + 1))
+        # Twice before commands that say nothing are given up.
+        [ $((signs % 8)) != 0 ] || printf '@@guest:%s:doing:%s@@\n' "$WORD" "$(doing)"
+    done
+) &
 printf '@@guest:%s:begin@@\n' "$WORD"
 sh /run/commands
 status=$?
