@@ -10,8 +10,6 @@ use std::ptr;
 use net_client::IoVec;
 use virtqueue::Segment;
 
-use crate::header::MAX_HEADER;
-
 /// Lends a segment of a chain behind what is in `iov`: as one piece with the last there, where it begins where that ends.
 /// The payload of a large frame often lies in pages one behind the other.
 #[inline]
@@ -88,104 +86,6 @@ pub(crate) fn write_start(segments: &[Segment], offset: usize, bytes: &[u8]) -> 
     // SAFETY: as in `read_start`, the other way round.
     unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     true
-}
-
-/// Headers of frames in flight, one for each head: copied from the guest once, so that what was checked
-/// is what is sent. Behind it the frame, if it is so small that it is copied too.
-pub(crate) struct FrameSlab(Box<[UnsafeCell<[u8; SLOT]>]>);
-
-/// Bytes of a header and a small frame behind it. Copying as many costs less than telling the kernel of a
-/// second piece.
-const SLOT: usize = 256;
-
-// SAFETY: a slot is written under the queue's lock while its head is not lent; while it is lent, only
-// the peer reads it.
-unsafe impl Sync for FrameSlab {}
-
-impl FrameSlab {
-    pub(crate) fn new(size: u16) -> Self {
-        Self((0..size).map(|_| UnsafeCell::new([0; SLOT])).collect())
-    }
-
-    /// Stores the header of a frame that is not lent (so `&mut`). A head past the end has no slot.
-    pub(crate) fn set_header(&mut self, head: u16, header: [u8; MAX_HEADER]) {
-        if let Some(slot) = self.0.get(usize::from(head)) {
-            // SAFETY: the head was just popped, so no earlier frame of it is lent: nobody else looks at
-            // the slot, which is longer than a header. No reference into the slab is ever made, so
-            // pointers to other slots stay good.
-            unsafe { slot.get().cast::<[u8; MAX_HEADER]>().write(header) };
-        }
-    }
-
-    /// Lends the first `len` bytes of a header.
-    pub(crate) fn lend_header(&self, head: u16, len: usize) -> Option<IoVec> {
-        let slot = self.0.get(usize::from(head))?;
-        // SAFETY: the slab is dropped with its queue, when no frame is lent any more.
-        Some(unsafe { IoVec::new(slot.get().cast(), len.min(MAX_HEADER)) })
-    }
-
-    /// Lends the first `header_len` bytes of a header with the frame behind it: the `len` bytes of
-    /// `segments` from `skip` on, which are copied now. `None`: the frame is too large.
-    #[inline]
-    pub(crate) fn lend_small(
-        &mut self,
-        head: u16,
-        header_len: usize,
-        segments: &[Segment],
-        mut skip: usize,
-        len: usize,
-    ) -> Option<IoVec> {
-        let total = header_len.min(MAX_HEADER).checked_add(len)?;
-        if total > SLOT {
-            return None;
-        }
-        let slot = self.0.get(usize::from(head))?.get().cast::<u8>();
-        let mut at = header_len.min(MAX_HEADER);
-        for segment in segments {
-            let here = skip.min(segment.len());
-            skip -= here;
-            let part = (segment.len() - here).min(total - at);
-            // SAFETY: `here + part` bytes are in the segment, mapped while its chain is held; `at + part` is at
-            // most `total`, so in the slot, which nobody else looks at as in `set_header`.
-            unsafe {
-                ptr::copy_nonoverlapping(
-                    segment.ptr().wrapping_add(here),
-                    slot.wrapping_add(at),
-                    part,
-                );
-            }
-            at += part;
-        }
-        // SAFETY: as in `lend_header`.
-        Some(unsafe { IoVec::new(slot, at) })
-    }
-}
-
-impl FrameSlab {
-    /// Lends a header of `HEADER` zeroes with the frame behind it: `frame` from `skip` on, which is copied now. `None`:
-    /// the frame is too large, or there is none.
-    #[inline]
-    pub(crate) fn lend_plain<const HEADER: usize>(
-        &mut self,
-        head: u16,
-        frame: &Segment,
-        skip: usize,
-    ) -> Option<IoVec> {
-        const { assert!(HEADER <= MAX_HEADER && MAX_HEADER <= SLOT) };
-        let len = frame.len().checked_sub(skip)?;
-        if len > SLOT - HEADER {
-            return None;
-        }
-        let slot = self.0.get(usize::from(head))?.get().cast::<u8>();
-        // SAFETY: as in `set_header`.
-        unsafe { slot.cast::<[u8; HEADER]>().write([0; HEADER]) };
-        let from = frame.ptr().wrapping_add(skip);
-        // SAFETY: `skip + len` bytes are in the segment, mapped while its chain is held; `HEADER + len` is at most the
-        // slot's size, and nobody else looks at the slot, as in `set_header`.
-        unsafe { ptr::copy_nonoverlapping(from, slot.wrapping_add(HEADER), len) };
-        // SAFETY: as in `lend_header`.
-        Some(unsafe { IoVec::new(slot, HEADER + len) })
-    }
 }
 
 /// Where the part of a frame goes for which the driver has no buffer, so that it is seen and not cut off.

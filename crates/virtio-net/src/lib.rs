@@ -6,8 +6,8 @@
 //!
 //! A frame that the driver sends is checked (its header is copied first, so the driver cannot change it
 //! afterwards), handed to the peer where it lies in guest memory, and its chain put on the used ring
-//! once the peer is done with it. One so small that its header is a good part of it is copied with that. A frame
-//! for the driver is read by the backend straight into buffers
+//! once the peer is done with it. One of up to an MTU of 1500 is copied behind its header, since one piece costs the kernel less
+//! than two. A frame for the driver is read by the backend straight into buffers
 //! that the driver has made available, one or, with `VIRTIO_NET_F_MRG_RXBUF`, several of them: as many as the
 //! longest frame takes while frames are long, else as a frame of 1500 bytes takes, with room of the device's own
 //! behind them for the one that is longer after all. Either

@@ -1,6 +1,7 @@
 //! The transmit direction.
 
 mod short;
+mod slab;
 
 use std::fmt;
 use std::time::Duration;
@@ -10,11 +11,12 @@ use virtio::net::F as NetF;
 use virtio_bus::ActiveQueue;
 use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, QueueState, VirtQueue};
 
+use self::slab::FrameSlab;
 use crate::coalesce::Gate;
 use crate::filter::Mac;
 use crate::header::{Header, HeaderFault, MAX_HEADER, TxRules};
 use crate::kick::{MISSES, Watch, again, batch};
-use crate::lend::{FrameSlab, lend_from, lend_on, read_at, read_start};
+use crate::lend::{lend_from, lend_on, read_at, read_start};
 use crate::pair::Layout;
 use crate::statistics::{TxStatistics, count_bytes};
 
@@ -31,8 +33,6 @@ pub(crate) struct ActiveTx<M: QueueMemory> {
     loan: ActiveQueue,
     layout: Layout,
     rules: TxRules,
-    /// The checked headers, and small frames whole.
-    slab: FrameSlab,
     flight: Flight<M>,
     pub(crate) gate: Gate,
     /// What is popped next; while `pending`, the frame that the peer had no room for.
@@ -44,7 +44,7 @@ pub(crate) struct ActiveTx<M: QueueMemory> {
     unfinished: usize,
     batch: usize,
     /// Both sides have the usual header, and frames may have any source.
-    is_plain: bool,
+    is_usual: bool,
     iov: Vec<IoVec>,
     /// A turn ended with its burst: what is left needs no kick of the driver's.
     more: bool,
@@ -58,6 +58,8 @@ pub(crate) struct ActiveTx<M: QueueMemory> {
 /// The queue, and those of its chains that the peer has.
 struct Flight<M: QueueMemory> {
     queue: VirtQueue<M>,
+    /// The checked headers, and frames of up to an MTU whole.
+    slab: FrameSlab,
     /// By head.
     lent: Box<[Option<Box<Chain<M>>>]>,
     count: usize,
@@ -189,6 +191,7 @@ impl<M: QueueMemory> Tx<M> {
             let head = chain.head();
             let pushed = active.flight.queue.push_used(head, 0);
             debug_assert!(pushed.is_ok(), "{pushed:?}");
+            active.flight.slab.release(head);
             active.flight.spare.push(chain);
         }
         active.flight.count = 0;
@@ -225,7 +228,7 @@ impl<M: QueueMemory> ActiveTx<M> {
     /// The source that frames must have from here on, if not any.
     pub(crate) fn set_source(&mut self, source: Option<Mac>) {
         self.layout.source = source;
-        self.is_plain = is_usual(&self.layout);
+        self.is_usual = is_usual(&self.layout);
     }
 
     pub(crate) fn new(
@@ -240,9 +243,9 @@ impl<M: QueueMemory> ActiveTx<M> {
             loan,
             layout,
             rules: TxRules::new(features),
-            slab: FrameSlab::new(size),
             flight: Flight {
                 queue,
+                slab: FrameSlab::new(size),
                 lent: (0..size).map(|_| None).collect(),
                 count: 0,
                 spare: Vec::new(),
@@ -253,7 +256,7 @@ impl<M: QueueMemory> ActiveTx<M> {
             unflushed: false,
             unfinished: 0,
             batch: batch(size),
-            is_plain: is_usual(&layout),
+            is_usual: is_usual(&layout),
             iov: Vec::new(),
             more: false,
             running,
@@ -296,10 +299,10 @@ impl<M: QueueMemory> ActiveTx<M> {
         self.flight.queue.disable_notifications();
         let mut left = burst.max(1);
         // Frames are often of the same kind as those before.
-        let mut was_plain = false;
+        let mut was_whole = false;
         let mut misses = 0;
         loop {
-            if was_plain && misses < MISSES {
+            if was_whole && misses < MISSES {
                 let before = left;
                 if self.send_short(sender, &mut left, statistics) {
                     return Ok(());
@@ -332,14 +335,12 @@ impl<M: QueueMemory> ActiveTx<M> {
                 self.flight.done(head);
                 continue;
             }
-            was_plain = false;
+            was_whole = false;
             let prepared = if self.pending {
                 self.lend_frame()
-            } else if let Some(whole) = self.lend_plain(statistics) {
-                was_plain = true;
-                self.iov.clear();
-                self.iov.push(whole);
-                Ok(whole.len())
+            } else if let Some(len) = self.lend_whole(statistics) {
+                was_whole = true;
+                Ok(len)
             } else {
                 self.check_frame(statistics)
                     .and_then(|()| self.lend_frame())
@@ -364,7 +365,7 @@ impl<M: QueueMemory> ActiveTx<M> {
             self.unflushed = true;
             match received {
                 Received::Taken => self.flight.done(head),
-                Received::Lent => self.flight.keep(&mut self.chain),
+                Received::Lent => self.flight.keep(&mut self.chain, self.iov.first()),
                 Received::Busy => {
                     statistics.busy += 1;
                     self.waiting = true;
@@ -383,19 +384,20 @@ impl<M: QueueMemory> ActiveTx<M> {
         }
     }
 
-    /// Lends the frame in `chain` where it is [as most small ones are](short::lend_plain). What else there is,
-    /// [`check_frame`](Self::check_frame) and [`lend_frame`](Self::lend_frame) find out.
+    /// Fills `iov` with the frame in `chain` where it is [as most are](short::lend_whole); returns its length. What else there
+    /// is, [`check_frame`](Self::check_frame) and [`lend_frame`](Self::lend_frame) find out.
     #[inline]
-    fn lend_plain(&mut self, statistics: &mut TxStatistics) -> Option<IoVec> {
-        if !self.is_plain || self.chain.writable_len() != 0 {
+    fn lend_whole(&mut self, statistics: &mut TxStatistics) -> Option<usize> {
+        if !self.is_usual || self.chain.writable_len() != 0 {
             return None;
         }
-        let (head, segments) = (self.chain.head(), self.chain.readable());
-        let whole = short::lend_plain(&mut self.slab, head, segments)?;
-        if self.layout.stats {
-            statistics.csum_none += 1;
-        }
-        Some(whole)
+        let (slab, segments) = (&mut self.flight.slab, self.chain.readable());
+        let whole = short::lend_whole(slab, &self.rules, &self.layout, segments, statistics)?;
+        // Should the peer have no room for it now.
+        slab.keep_header(self.chain.head());
+        self.iov.clear();
+        self.iov.push(whole);
+        Some(whole.len())
     }
 
     /// Copies the header of the frame in `chain`, checks the copy, and keeps what the peer is told.
@@ -427,13 +429,14 @@ impl<M: QueueMemory> ActiveTx<M> {
         if self.layout.stats {
             clean.count(frame_len, statistics);
         }
-        self.slab
+        self.flight
+            .slab
             .set_header(self.chain.head(), clean.emit(little_endian));
         Ok(())
     }
 
     /// Fills `iov` with the checked header, where the peer takes one, and the frame; returns its length. A
-    /// small frame lies behind its header, copied with it: one piece is cheaper to send than two.
+    /// frame of up to an MTU lies behind its header, copied with it: one piece is cheaper to send than two.
     fn lend_frame(&mut self) -> Result<usize, HeaderFault> {
         let Layout {
             header_len,
@@ -441,10 +444,10 @@ impl<M: QueueMemory> ActiveTx<M> {
             ..
         } = self.layout;
         self.iov.clear();
+        let slab = &mut self.flight.slab;
         let (head, segments) = (self.chain.head(), self.chain.readable());
         let frame_len = self.chain.readable_len().saturating_sub(header_len);
-        if let Some(whole) =
-            (self.slab).lend_small(head, host_header_len, segments, header_len, frame_len)
+        if let Some(whole) = slab.lend_copy(head, host_header_len, segments, header_len, frame_len)
         {
             self.iov.push(whole);
             self.check_source()?;
@@ -453,13 +456,12 @@ impl<M: QueueMemory> ActiveTx<M> {
         let mut skip = header_len;
         if self.layout.source.is_some() {
             // What was checked is what is sent.
-            let start =
-                (self.slab).lend_small(head, host_header_len, segments, header_len, ADDRESSES);
+            let start = slab.lend_start(head, host_header_len, segments, header_len);
             self.iov.push(start.ok_or(HeaderFault::Short)?);
             self.check_source()?;
             skip += ADDRESSES;
         } else if host_header_len != 0 {
-            let header = self.slab.lend_header(head, host_header_len);
+            let header = slab.lend_header(head, host_header_len);
             self.iov.push(header.ok_or(HeaderFault::Short)?);
         }
         let segments = self.chain.readable();
@@ -538,8 +540,9 @@ impl<M: QueueMemory> Flight<M> {
         debug_assert!(pushed.is_ok(), "{pushed:?}");
     }
 
-    /// The peer keeps the frame in `chain`, which is replaced by an empty one.
-    fn keep(&mut self, chain: &mut Box<Chain<M>>) {
+    /// The peer keeps the frame in `chain`, of which `first` is the first piece. The chain is replaced by an empty one.
+    fn keep(&mut self, chain: &mut Box<Chain<M>>, first: Option<&IoVec>) {
+        self.slab.keep(chain.head(), first);
         let empty = self.spare.pop().unwrap_or_default();
         let chain = std::mem::replace(chain, empty);
         // The queue lets no head be in flight twice, and none past its end.
@@ -558,6 +561,7 @@ impl<M: QueueMemory> Flight<M> {
             return false;
         };
         self.count -= 1;
+        self.slab.release(chain.head());
         self.done(chain.head());
         self.spare.push(chain);
         true

@@ -150,6 +150,8 @@ pub(crate) struct PeerState {
     /// Pieces that the last of them was in.
     pub(crate) pieces: usize,
     pub(crate) kept: Vec<Token>,
+    /// Where all frames lie that were ever kept.
+    pub(crate) lent: Vec<Vec<IoVec>>,
     /// Frames offered.
     pub(crate) offers: usize,
     pub(crate) flushes: usize,
@@ -184,6 +186,7 @@ impl Peer {
                 got: Vec::new(),
                 pieces: 0,
                 kept: Vec::new(),
+                lent: Vec::new(),
                 offers: 0,
                 flushes: 0,
                 rooms: 0,
@@ -265,6 +268,7 @@ impl NetClient for Peer {
         match (state.answer, frame.token) {
             (Answer::Keep | Answer::KeepToFlush, Some(token)) => {
                 state.kept.push(token);
+                state.lent.push(frame.iov.to_vec());
                 Received::Lent
             }
             _ => Received::Taken,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use std::{fmt, io, thread};
 
 use iothread::AioContext;
-use net_client::{Frame, NetClient, Port, Received, Token};
+use net_client::{Frame, NetClient, Port, Received, Token, copy_from_iov};
 use virtio::net::F as NetF;
 use virtio_bus::VirtioDevice;
 use virtio_net::{HeaderFault, VirtioNetConfig};
@@ -363,6 +363,61 @@ fn frames_that_the_peer_keeps_come_back_when_it_says_so_in_any_order() {
     nic.peer.port.sent(Token(u32::MAX));
     assert!(nic.used(TX).is_empty());
     assert_eq!(nic.device.tx_statistics(0).unwrap().stray_completions, 2);
+}
+
+/// The device has copies of its own for 64.
+#[test]
+fn frames_that_the_peer_keeps_stay_what_they_are_however_many_those_are() {
+    let mut nic = Nic::with(&|peer| peer.answer = Answer::Keep, NetF::all());
+    for round in 0..3 {
+        let frames: Vec<_> = (0..100)
+            .map(|i| frame(PLAIN, 60 + 14 * usize::from(i), round * 50 + i))
+            .collect();
+        for bytes in &frames {
+            nic.add_tx(bytes, &[]);
+        }
+        nic.kick(TX);
+        let lent = std::mem::take(&mut nic.peer.state().lent);
+        let there: Vec<_> = (lent.iter().zip(&frames))
+            .map(|(iov, sent)| {
+                let mut bytes = vec![0; sent.len()];
+                copy_from_iov(iov, 0, &mut bytes);
+                bytes
+            })
+            .collect();
+        assert!(there == frames, "round {round}");
+        let whole = lent.iter().filter(|iov| iov.len() == 1);
+        assert_eq!(whole.count(), 64, "round {round}");
+        for left in (0..frames.len()).rev() {
+            nic.peer.complete(left / 2);
+        }
+        assert_eq!(nic.used(TX).len(), frames.len());
+    }
+}
+
+/// The header that was checked is what the peer gets when it has room, whatever is written over it meanwhile.
+#[test]
+fn a_frame_that_waits_for_room_has_the_header_that_was_checked() {
+    let asking = [1, 0, 54, 0, 0, 0, 34, 0, 16, 0, 0, 0];
+    // Both the first frame of a turn and one behind others.
+    for (header, before) in [(PLAIN, 0), (PLAIN, 3), (asking, 0), (asking, 3)] {
+        let mut nic = Nic::with(&|peer| peer.room = before, NetF::all());
+        for i in 0..before {
+            nic.add_tx(&frame(PLAIN, 60, u8::try_from(i).unwrap()), &[]);
+        }
+        let bytes = frame(header, 1000, 9);
+        let at = nic.place(0);
+        nic.add_tx(&bytes, &[]);
+        nic.kick(TX);
+        assert_eq!(nic.peer.take().len(), before);
+        nic.memory
+            .write_slice(&[0xff; HEADER], GuestAddress(at))
+            .unwrap();
+        nic.peer.state().room = usize::MAX;
+        nic.peer.port.room();
+        nic.turn();
+        assert_eq!(nic.peer.take(), [bytes], "{header:?} behind {before}");
+    }
 }
 
 #[test]
