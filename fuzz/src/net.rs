@@ -18,7 +18,7 @@ use net_client::{Direction, Directions, Filter, FilterId, Passing, Port, Positio
 use virtio::F;
 use virtio::net::F as NetF;
 use virtio_bus::{Activation, ActiveQueue, GuestNotifier, Transport, VirtioDevice};
-use virtio_net::{RateLimit, VirtioNet, VirtioNetConfig};
+use virtio_net::{RateLimit, TxMitigation, VirtioNet, VirtioNetConfig};
 use virtqueue::mock::{AVAIL, Descriptor, INDIRECT, NEXT, USED, WRITE};
 use virtqueue::{QueueConfig, QueueIndex, QueueState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -174,12 +174,19 @@ impl Machine {
             in_order: story.ways.has(Ways::IN_ORDER),
             rss: story.ways.has(Ways::RSS),
             hash: story.ways.has(Ways::HASH),
+            hash_tunnel: story.ways.has(Ways::HASH),
             anti_spoof: story.ways.has(Ways::ANTI_SPOOF),
             mrg_rxbuf: !story.ways.has(Ways::NO_MERGEABLE),
             failover: story.ways.has(Ways::RSC),
             guest_rsc_ext: story.ways.has(Ways::RSC),
             // As long as a few steps of the clock.
             rsc_interval: 20_000_000,
+            tx: if story.ways.has(Ways::TX_TIMER) {
+                TxMitigation::Timer
+            } else {
+                TxMitigation::Bh
+            },
+            x_txtimer: 5_000_000,
             rx_limit: limit,
             tx_limit: limit,
             ..Default::default()

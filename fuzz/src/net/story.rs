@@ -27,20 +27,23 @@ pub struct Story {
 
 /// What the card has beyond what it has unless told, a bit each. The driver may do without.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-pub(super) struct Ways(pub(super) u8);
+pub(super) struct Ways(pub(super) u16);
 
 impl Ways {
-    pub(super) const PACKED: u8 = 1;
-    pub(super) const IN_ORDER: u8 = 2;
-    pub(super) const RSS: u8 = 4;
-    pub(super) const HASH: u8 = 8;
-    pub(super) const ANTI_SPOOF: u8 = 16;
-    pub(super) const LIMITS: u8 = 32;
-    pub(super) const NO_MERGEABLE: u8 = 64;
+    pub(super) const PACKED: u16 = 1;
+    pub(super) const IN_ORDER: u16 = 2;
+    pub(super) const RSS: u16 = 4;
+    /// Of what is in tunnels too.
+    pub(super) const HASH: u16 = 8;
+    pub(super) const ANTI_SPOOF: u16 = 16;
+    pub(super) const LIMITS: u16 = 32;
+    pub(super) const NO_MERGEABLE: u16 = 64;
     /// With `failover`, which is but a bit.
-    pub(super) const RSC: u8 = 128;
+    pub(super) const RSC: u16 = 128;
+    /// What is sent waits for a time after the kick.
+    pub(super) const TX_TIMER: u16 = 256;
 
-    pub(super) fn has(self, way: u8) -> bool {
+    pub(super) fn has(self, way: u16) -> bool {
         self.0 & way != 0
     }
 }

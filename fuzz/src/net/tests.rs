@@ -161,6 +161,18 @@ fn packed_rings_in_order_carry_what_split_ones_do() {
 }
 
 #[test]
+fn a_card_that_waits_before_it_sends_does_so_by_the_clock() {
+    let mut machine = machine_with(Ways(Ways::TX_TIMER), 1, Kind::Vnet);
+    machine.step(Step::Moods(0xff));
+    machine.step(Step::Frames { count: 3 });
+    let sent = |machine: &Machine| machine.nic.tx_statistics(0).unwrap().frames;
+    assert_eq!(sent(&machine), 0);
+    machine.step(Step::Wait { milliseconds: 5 });
+    assert_eq!(sent(&machine), 3);
+    machine.reset();
+}
+
+#[test]
 fn commands_that_there_are_are_done() {
     // By class and command, as a step has them.
     for (class, command) in [
