@@ -40,7 +40,7 @@ pub(crate) struct ActiveTx<M: QueueMemory> {
     pending: bool,
     /// The peer has got frames since it was last told that a batch is complete.
     unflushed: bool,
-    /// Buffers of the frames that it got since, and when that are enough for a batch.
+    /// Buffers of the frames that it got since, or pages where those are more, and when that are enough for a batch.
     unfinished: usize,
     batch: usize,
     /// Both sides have the usual header, and frames may have any source.
@@ -69,6 +69,9 @@ struct Flight<M: QueueMemory> {
 
 /// Bytes of the header of almost every driver: with `num_buffers`, and nothing behind it.
 const USUAL_HEADER: usize = 12;
+
+/// Bytes that count as one buffer more of a batch.
+const PAGE: usize = 4096;
 
 /// How a turn ended, where something is left to do.
 #[derive(Debug)]
@@ -355,7 +358,8 @@ impl<M: QueueMemory> ActiveTx<M> {
                     continue;
                 }
             };
-            let pieces = self.chain.readable().len();
+            // A page and a buffer are as dear, so a driver of large frames does not wait for more of them than of others.
+            let weight = self.chain.readable().len().max(len / PAGE);
             let received = sender.send(&Frame {
                 token: Some(Token(u32::from(head))),
                 iov: &self.iov,
@@ -373,7 +377,7 @@ impl<M: QueueMemory> ActiveTx<M> {
                 }
             }
             statistics.frames += 1;
-            self.unfinished += pieces;
+            self.unfinished += weight;
             // What the peer got, less the header that it got with it.
             let frame_len = len.saturating_sub(self.layout.host_header_len);
             count_bytes(&mut statistics.bytes, frame_len);

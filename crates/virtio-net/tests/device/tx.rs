@@ -109,6 +109,19 @@ fn in_a_long_turn_the_driver_sees_what_is_done_before_all_is() {
 }
 
 #[test]
+fn of_large_frames_the_driver_sees_sooner_what_is_done() {
+    let mut nic = Nic::new();
+    for i in 0..12 {
+        nic.add_tx(&frame(PLAIN, 61440, i), &[]);
+    }
+    nic.kick(TX);
+    assert_eq!(nic.used(TX).len(), 12);
+    // After 5 of 15 pages, after 10, at the end.
+    let statistics = nic.device.tx_statistics(0).unwrap();
+    assert_eq!((statistics.frames, statistics.batches), (12, 3));
+}
+
+#[test]
 fn a_driver_that_wants_no_notification_gets_none() {
     for features in [NetF::all(), NetF::all() - NetF::EVENT_IDX] {
         let mut nic = Nic::with(&|_| {}, features);
