@@ -108,6 +108,9 @@ pub enum UsageError {
     /// An option that means something only with `-kernel`.
     #[error("{0} only allowed with -kernel option")]
     NeedsKernel(&'static str),
+    /// An option that means something only with a `-monitor`.
+    #[error("{0} only allowed with a -monitor that takes commands, cont for one")]
+    NeedsMonitor(&'static str),
 }
 
 /// How the VMM is used.
@@ -206,6 +209,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
         if serial_given {
             return Err(UsageError::NeedsKernel("-serial"));
         }
+    }
+    if options.paused && options.monitors.iter().all(|monitor| monitor == "none") {
+        return Err(UsageError::NeedsMonitor("-S"));
     }
     // The guest's output is on standard output as long as its serial line is.
     let mut on_terminal = usize::from(options.serial == Serial::Stdio);
@@ -316,12 +322,12 @@ mod tests {
     #[test]
     fn one_dash_and_two_mean_the_same() {
         let words = "-netdev tap,id=a -device x,netdev=a -device y -kernel K -initrd I \
-                     -append quiet -m 256 -smp 2 -no-reboot -object o -monitor none -serial none -S";
+                     -append quiet -m 256 -smp 2 -no-reboot -object o -monitor unix:m -serial none -S";
         let expected = Options {
             netdevs: vec!["tap,id=a".into()],
             objects: vec!["o".into()],
             devices: vec!["x,netdev=a".into(), "y".into()],
-            monitors: vec!["none".into()],
+            monitors: vec!["unix:m".into()],
             serial: Serial::None,
             paused: true,
             kernel: Some("K".into()),
@@ -417,6 +423,8 @@ mod tests {
             ("-netns old", "-netns old: expected \"new\""),
             ("-append x", "-append only allowed with -kernel option"),
             ("-initrd x", "-initrd only allowed with -kernel option"),
+            ("-S", "-S only allowed with a -monitor"),
+            ("-S -monitor none", "-S only allowed with a -monitor"),
         ];
         for (words, expected) in table {
             let error = parse_words(words).unwrap_err().to_string();
