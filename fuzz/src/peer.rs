@@ -32,8 +32,25 @@ struct State {
     /// The number of the next byte that it sends.
     seq: u32,
     negotiated: NetF,
-    lent: Vec<(Token, Vec<IoVec>)>,
+    lent: Vec<Lent>,
     reads: Vec<(Token, Vec<IoVec>)>,
+}
+
+/// A frame that it keeps.
+#[derive(Debug)]
+struct Lent {
+    token: Token,
+    iov: Vec<IoVec>,
+    /// What was in the first piece, where that is the card's: the guest cannot write to it.
+    first: Vec<u8>,
+}
+
+impl Lent {
+    /// It has not been overwritten.
+    fn check(&self) {
+        let bytes = look_at(&self.iov);
+        assert_eq!(bytes[..self.first.len()], self.first, "of {:?}", self.token);
+    }
 }
 
 impl Peer {
@@ -73,10 +90,10 @@ impl Peer {
             return;
         }
         let nth = usize::from(nth) % state.lent.len();
-        let (token, iov) = state.lent.remove(nth);
+        let lent = state.lent.remove(nth);
         drop(state);
-        look_at(&iov);
-        self.port.sent(token);
+        lent.check();
+        self.port.sent(lent.token);
     }
 
     /// Has frames of these lengths to be read, each of which may end later.
@@ -149,8 +166,16 @@ impl NetClient for Peer {
         match (mood, frame.token) {
             (0, _) => Received::Busy,
             (1, Some(token)) => {
-                assert!(state.lent.iter().all(|(lent, _)| *lent != token));
-                state.lent.push((token, frame.iov.to_vec()));
+                assert!(state.lent.iter().all(|lent| lent.token != token));
+                let own = match state.header_len {
+                    0 => 0,
+                    _ => frame.iov.first().map_or(0, IoVec::len),
+                };
+                state.lent.push(Lent {
+                    token,
+                    iov: frame.iov.to_vec(),
+                    first: bytes[..own].to_vec(),
+                });
                 Received::Lent
             }
             _ => Received::Taken,
@@ -166,9 +191,9 @@ impl NetClient for Peer {
         };
         let sent = state.lent.split_off(kept);
         drop(state);
-        for (token, iov) in sent.into_iter().rev() {
-            look_at(&iov);
-            done(token);
+        for lent in sent.into_iter().rev() {
+            lent.check();
+            done(lent.token);
         }
     }
 
@@ -177,9 +202,9 @@ impl NetClient for Peer {
             let mut state = self.lock();
             (mem::take(&mut state.lent), mem::take(&mut state.reads))
         };
-        for (token, iov) in lent {
-            look_at(&iov);
-            self.port.sent(token);
+        for lent in lent {
+            lent.check();
+            self.port.sent(lent.token);
         }
         for (token, _) in reads {
             self.port.read_done(token, 0);

@@ -6,8 +6,8 @@
 //!
 //! - **Handed over.** The sender calls [`Port::send`] with a [`Frame`], a batch of times, then
 //!   [`Port::flush`]. The receiver answers [`Received`]: done with it, kept until
-//!   [`NetClient::sent`], or no room. Frames of a NIC go this way; they are still in guest memory,
-//!   which the NIC lends.
+//!   [`NetClient::sent`], or no room. Frames of a NIC go this way; they are still in guest memory, or
+//!   in memory of the NIC's, which it lends.
 //! - **Read in place.** A backend with frames to read calls [`Port::offer`] with a [`FrameSource`],
 //!   and the peer has each read straight into buffers of its own. A peer that lends none has the
 //!   frames handed over instead, copied once by the port.

@@ -145,18 +145,13 @@ impl Port {
 }
 
 /// What a source has read, with the zeroes that the reader wants; `begin` is told of a read that goes on.
-pub(crate) fn padded(
-    read: Read,
-    iov: &[IoVec],
-    shortest: Option<Shortest>,
-    begin: impl FnOnce(Shortest),
-) -> Read {
-    match (read, shortest) {
-        (Read::Frame(len), Some(shortest)) => Read::Frame(shortest.pad(iov, len)),
-        (Read::Pending, Some(shortest)) => {
-            begin(shortest);
+pub(crate) fn padded(read: Read, iov: &[IoVec], shortest: Shortest, begin: impl FnOnce()) -> Read {
+    match read {
+        Read::Frame(len) => Read::Frame(shortest.pad(iov, len)),
+        Read::Pending => {
+            begin();
             Read::Pending
         }
-        (read, _) => read,
+        read => read,
     }
 }

@@ -345,15 +345,13 @@ impl FrameSource for Counted<'_> {
         let read = self.source.read(token, iov);
         if let Read::Frame(len) = read {
             self.sent.passed(len);
-            if self.shortest.is_none() {
-                // As most are taken.
-                self.received.passed(len);
-                return read;
-            }
         }
-        let read = padded(read, iov, self.shortest, |shortest| {
-            self.padding.begin(token, iov, shortest);
-        });
+        let read = match self.shortest {
+            None => read,
+            Some(shortest) => padded(read, iov, shortest, || {
+                self.padding.begin(token, iov, shortest);
+            }),
+        };
         if let Read::Frame(len) = read {
             self.received.passed(len);
         }

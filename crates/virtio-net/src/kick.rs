@@ -146,8 +146,11 @@ pub(crate) fn again(kick: &EventFd) {
 /// Buffers after which a batch ends within a turn: few enough for the driver to do its part while the device does
 /// the next, many enough for the end of a batch to cost nothing.
 pub(crate) fn batch(queue_size: u16) -> usize {
-    usize::from(queue_size / 4).clamp(1, 64)
+    (queue_size / 4).clamp(1, MOST_OF_A_BATCH).into()
 }
+
+/// The largest [`batch`].
+pub(crate) const MOST_OF_A_BATCH: u16 = 64;
 
 /// Looks for a short chain in vain after which a turn looks no more: the driver's are of another kind. Some find nothing
 /// because a batch begins.

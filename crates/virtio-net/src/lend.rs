@@ -18,7 +18,7 @@ pub(crate) fn lend_on(iov: &mut Vec<IoVec>, segment: &Segment) {
         && last.base().wrapping_add(last.len()) == segment.ptr()
     {
         // SAFETY: of two pieces that are each mapped for as long as the lend lasts, the second behind the first. The
-        // first is the guest's too: a header of ours is at the start of a slot that is longer.
+        // first is the guest's too: a header of ours does not fill its place.
         *last = unsafe { IoVec::new(last.base(), last.len() + segment.len()) };
     } else {
         iov.push(lend_from(segment, 0));

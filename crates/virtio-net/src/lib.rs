@@ -6,13 +6,15 @@
 //!
 //! A frame that the driver sends is checked (its header is copied first, so the driver cannot change it
 //! afterwards), handed to the peer where it lies in guest memory, and its chain put on the used ring
-//! once the peer is done with it. One of up to an MTU of 1500 is copied behind its header, since one piece costs the kernel less
-//! than two. A frame for the driver is read by the backend straight into buffers
-//! that the driver has made available, one or, with `VIRTIO_NET_F_MRG_RXBUF`, several of them: as many as the
-//! longest frame takes while frames are long, else as a frame of 1500 bytes takes, with room of the device's own
-//! behind them for the one that is longer after all. Either
-//! way the used ring is published once a batch, and the driver is notified at most once a batch: when there is no
-//! more to do, and in a long turn after every 64 buffers, so that driver and device work at once.
+//! once the peer is done with it. One of up to an MTU of 1500 is copied behind its header, as long as the peer keeps
+//! fewer than 64: one piece costs the kernel less than two.
+//!
+//! A frame for the driver is read by the backend straight into buffers that the driver has made available, one or,
+//! with `VIRTIO_NET_F_MRG_RXBUF`, several of them: as many as the longest frame takes while frames are long, else as a
+//! frame of 1500 bytes takes, with room of the device's own behind them for the one that is longer after all.
+//!
+//! Either way the used ring is published once a batch, and the driver is notified at most once a batch: when there is
+//! no more to do, and in a long turn after every 64 buffers or pages, so that driver and device work at once.
 //!
 //! Whatever the driver writes has a defined end. A bad frame is dropped, counted, and its chain given
 //! back; a bad control command is answered with `VIRTIO_NET_ERR`; a queue whose rings make no sense is

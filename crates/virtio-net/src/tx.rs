@@ -194,7 +194,7 @@ impl<M: QueueMemory> Tx<M> {
             let head = chain.head();
             let pushed = active.flight.queue.push_used(head, 0);
             debug_assert!(pushed.is_ok(), "{pushed:?}");
-            active.flight.slab.release(head);
+            active.flight.slab.abandon(head);
             active.flight.spare.push(chain);
         }
         active.flight.count = 0;
@@ -302,10 +302,10 @@ impl<M: QueueMemory> ActiveTx<M> {
         self.flight.queue.disable_notifications();
         let mut left = burst.max(1);
         // Frames are often of the same kind as those before.
-        let mut was_whole = false;
+        let mut was_short = false;
         let mut misses = 0;
         loop {
-            if was_whole && misses < MISSES {
+            if was_short && misses < MISSES {
                 let before = left;
                 if self.send_short(sender, &mut left, statistics) {
                     return Ok(());
@@ -338,15 +338,14 @@ impl<M: QueueMemory> ActiveTx<M> {
                 self.flight.done(head);
                 continue;
             }
-            was_whole = false;
+            was_short = false;
             let prepared = if self.pending {
                 self.lend_frame()
-            } else if let Some(len) = self.lend_whole(statistics) {
-                was_whole = true;
+            } else if let Some(len) = self.lend_short() {
+                was_short = true;
                 Ok(len)
             } else {
-                self.check_frame(statistics)
-                    .and_then(|()| self.lend_frame())
+                self.check_frame().and_then(|()| self.lend_frame())
             };
             let len = match prepared {
                 Ok(len) => len,
@@ -381,6 +380,10 @@ impl<M: QueueMemory> ActiveTx<M> {
             // What the peer got, less the header that it got with it.
             let frame_len = len.saturating_sub(self.layout.host_header_len);
             count_bytes(&mut statistics.bytes, frame_len);
+            if self.layout.stats {
+                let header = self.flight.slab.header(head, self.layout.little_endian);
+                header.count(frame_len, statistics);
+            }
             if self.unfinished >= self.batch {
                 // The driver makes more available meanwhile.
                 self.finish(sender, statistics);
@@ -388,24 +391,24 @@ impl<M: QueueMemory> ActiveTx<M> {
         }
     }
 
-    /// Fills `iov` with the frame in `chain` where it is [as most are](short::lend_whole); returns its length. What else there
-    /// is, [`check_frame`](Self::check_frame) and [`lend_frame`](Self::lend_frame) find out.
+    /// Fills `iov` with the frame in `chain` where it is a [short one](short::lend); returns its length. What else there is,
+    /// [`check_frame`](Self::check_frame) and [`lend_frame`](Self::lend_frame) find out.
     #[inline]
-    fn lend_whole(&mut self, statistics: &mut TxStatistics) -> Option<usize> {
+    fn lend_short(&mut self) -> Option<usize> {
         if !self.is_usual || self.chain.writable_len() != 0 {
             return None;
         }
         let (slab, segments) = (&mut self.flight.slab, self.chain.readable());
-        let whole = short::lend_whole(slab, &self.rules, &self.layout, segments, statistics)?;
-        // Should the peer have no room for it now.
+        let lent = short::lend(slab, &self.rules, self.layout.little_endian, segments)?;
+        // To be counted, or lent once more.
         slab.keep_header(self.chain.head());
         self.iov.clear();
-        self.iov.push(whole);
-        Some(whole.len())
+        self.iov.push(lent.frame);
+        Some(lent.frame.len())
     }
 
     /// Copies the header of the frame in `chain`, checks the copy, and keeps what the peer is told.
-    fn check_frame(&mut self, statistics: &mut TxStatistics) -> Result<(), HeaderFault> {
+    fn check_frame(&mut self) -> Result<(), HeaderFault> {
         let Layout {
             header_len,
             little_endian,
@@ -430,9 +433,6 @@ impl<M: QueueMemory> ActiveTx<M> {
         let header = Header::parse(&bytes, little_endian);
         let frame_len = self.chain.readable_len().saturating_sub(header_len);
         let clean = self.rules.check(&header, frame_len)?;
-        if self.layout.stats {
-            clean.count(frame_len, statistics);
-        }
         self.flight
             .slab
             .set_header(self.chain.head(), clean.emit(little_endian));
@@ -451,7 +451,7 @@ impl<M: QueueMemory> ActiveTx<M> {
         let slab = &mut self.flight.slab;
         let (head, segments) = (self.chain.head(), self.chain.readable());
         let frame_len = self.chain.readable_len().saturating_sub(header_len);
-        if let Some(whole) = slab.lend_copy(head, host_header_len, segments, header_len, frame_len)
+        if let Some(whole) = slab.copy_frame(head, host_header_len, segments, header_len, frame_len)
         {
             self.iov.push(whole);
             self.check_source()?;

@@ -38,7 +38,9 @@ doing() {
     for process in /proc/[0-9]*; do
         # The kernel's own have no program.
         [ -e $process/exe ] || continue
-        read -r name <$process/comm
+        read -r name <$process/comm || continue
+        # Which has no end of line.
+        place=
         read -r place <$process/wchan
         printf ' %s(%s)' "$name" "$place"
     done 2>/dev/null
@@ -48,7 +50,7 @@ doing() {
     while sleep 3; do
         printf '@@guest:%s:alive@@\n' "$WORD"
         signs=$((signs + 1))
-        # Twice before commands that say nothing are given up.
+        # Twice in the minute after which most commands that say nothing are given up.
         [ $((signs % 8)) != 0 ] || printf '@@guest:%s:doing:%s@@\n' "$WORD" "$(doing)"
     done
 ) &

@@ -167,9 +167,15 @@ fn frames_from_another_address_than_the_nics_are_dropped_where_that_is_asked_for
         let mut nic = Nic::idle_of(config, &|peer| peer.header = header, NetF::all());
         nic.device.negotiate(nic.features).unwrap();
         nic.activate();
-        // Small ones are copied whole, large ones are sent where they lie.
-        for len in [14, 60, 240, 300, 1514] {
-            for cuts in [&[][..], &[HEADER], &[HEADER + 3, 5, 2], &[5, 9, 4, 1]] {
+        // Those of up to an MTU are copied whole, but for their addresses large ones are sent where they lie.
+        for len in [14, 60, 1514, 1588, 1589, 9000] {
+            for cuts in [
+                &[][..],
+                &[HEADER],
+                &[HEADER + 12],
+                &[HEADER + 3, 5, 2],
+                &[5, 9, 4, 1],
+            ] {
                 let good = from(MAC, len);
                 nic.add_tx(&good, cuts);
                 nic.add_tx(&from([0x52, 0x54, 0, 0x12, 0x34, 0x57], len), cuts);
@@ -187,7 +193,7 @@ fn frames_from_another_address_than_the_nics_are_dropped_where_that_is_asked_for
             .tx_statistics(0)
             .unwrap()
             .dropped(HeaderFault::Source);
-        assert_eq!(dropped, if on { 20 } else { 0 });
+        assert_eq!(dropped, if on { 30 } else { 0 });
         // And the address stays.
         let answer = nic.command(&[1, 1, 2, 0, 0, 0, 0, 9]);
         assert_eq!(answer, if on { ERR } else { OK });
@@ -228,21 +234,23 @@ fn which_source_frames_must_have_changes_while_the_queue_runs() {
 /// the frame's own change while it has it.
 #[test]
 fn the_address_that_was_checked_is_the_one_that_is_sent() {
-    let mut nic = nic(|config| config.anti_spoof = true);
-    let at = nic.place(2000);
-    let bytes = from(MAC, 1514);
-    nic.memory.write_slice(&bytes, GuestAddress(at)).unwrap();
-    nic.peer.state().answer = crate::harness::Answer::Refuse;
-    let len = u32::try_from(bytes.len()).unwrap();
-    nic.drivers[TX].add(&[Buffer::readable(at, len)]);
-    nic.kick(TX);
-    // It waits for room, and is looked at anew when there is some.
-    let source = GuestAddress(at + u64::try_from(HEADER).unwrap() + 6);
-    nic.memory.write_slice(&[2; 6], source).unwrap();
-    nic.peer.has_room(10);
-    nic.turn();
-    assert!(nic.peer.take().is_empty());
-    assert_eq!(nic.used(TX).len(), 1);
+    for len in [1514, 3000] {
+        let mut nic = nic(|config| config.anti_spoof = true);
+        let at = nic.place(4000);
+        let bytes = from(MAC, len);
+        nic.memory.write_slice(&bytes, GuestAddress(at)).unwrap();
+        nic.peer.state().answer = crate::harness::Answer::Refuse;
+        let len = u32::try_from(bytes.len()).unwrap();
+        nic.drivers[TX].add(&[Buffer::readable(at, len)]);
+        nic.kick(TX);
+        // It waits for room, and is looked at anew when there is some.
+        let source = GuestAddress(at + u64::try_from(HEADER).unwrap() + 6);
+        nic.memory.write_slice(&[2; 6], source).unwrap();
+        nic.peer.has_room(10);
+        nic.turn();
+        assert!(nic.peer.take().is_empty(), "{len}");
+        assert_eq!(nic.used(TX).len(), 1, "{len}");
+    }
 }
 
 #[test]

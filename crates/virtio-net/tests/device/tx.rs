@@ -5,7 +5,7 @@ use std::time::Duration;
 use std::{fmt, io, thread};
 
 use iothread::AioContext;
-use net_client::{Frame, NetClient, Port, Received, Token, copy_from_iov};
+use net_client::{Frame, IoVec, NetClient, Port, Received, Token, copy_from_iov};
 use virtio::net::F as NetF;
 use virtio_bus::VirtioDevice;
 use virtio_net::{HeaderFault, VirtioNetConfig};
@@ -280,10 +280,12 @@ fn a_chain_that_the_device_may_write_is_no_frame() {
 #[test]
 fn a_peer_that_carries_no_header_gets_the_frame_alone() {
     let mut nic = Nic::with(&|peer| peer.header = false, NetF::all());
-    let bytes = frame(PLAIN, 60, 3);
-    nic.add_tx(&bytes, &[5, 20]);
-    nic.kick(TX);
-    assert_eq!(nic.peer.take(), [bytes[HEADER..].to_vec()]);
+    for len in [60, 3000] {
+        let bytes = frame(PLAIN, len, 3);
+        nic.add_tx(&bytes, &[5, 20]);
+        nic.kick(TX);
+        assert_eq!(nic.peer.take(), [bytes[HEADER..].to_vec()], "{len}");
+    }
 }
 
 /// A header that changes between its check and its use.
@@ -378,9 +380,9 @@ fn frames_that_the_peer_keeps_come_back_when_it_says_so_in_any_order() {
     assert_eq!(nic.device.tx_statistics(0).unwrap().stray_completions, 2);
 }
 
-/// The device has copies of its own for 64.
-#[test]
-fn frames_that_the_peer_keeps_stay_what_they_are_however_many_those_are() {
+/// Keeps a hundred frames of all lengths up to an MTU, three times, each of which the driver then overwrites where it lies
+/// in memory; `check` is given where the frames lie for the peer, and what they were.
+fn keep_a_hundred(check: impl Fn(&[Vec<IoVec>], &[Vec<u8>])) {
     let mut nic = Nic::with(&|peer| peer.answer = Answer::Keep, NetF::all());
     for round in 0..3 {
         let frames: Vec<_> = (0..100)
@@ -391,20 +393,52 @@ fn frames_that_the_peer_keeps_stay_what_they_are_however_many_those_are() {
         }
         nic.kick(TX);
         let lent = std::mem::take(&mut nic.peer.state().lent);
-        let there: Vec<_> = (lent.iter().zip(&frames))
-            .map(|(iov, sent)| {
-                let mut bytes = vec![0; sent.len()];
-                copy_from_iov(iov, 0, &mut bytes);
-                bytes
-            })
-            .collect();
-        assert!(there == frames, "round {round}");
-        let whole = lent.iter().filter(|iov| iov.len() == 1);
-        assert_eq!(whole.count(), 64, "round {round}");
+        check(&lent, &frames);
         for left in (0..frames.len()).rev() {
             nic.peer.complete(left / 2);
         }
         assert_eq!(nic.used(TX).len(), frames.len());
+    }
+}
+
+#[test]
+fn a_frame_that_the_peer_keeps_is_not_overwritten_by_those_behind_it() {
+    keep_a_hundred(|lent, frames| {
+        for (iov, sent) in lent.iter().zip(frames) {
+            let mut there = vec![0; sent.len()];
+            copy_from_iov(iov, 0, &mut there);
+            assert!(there == *sent, "of {} bytes", sent.len());
+        }
+    });
+}
+
+/// Of which it has 64.
+#[test]
+fn frames_beyond_the_devices_copies_are_lent_where_they_lie() {
+    keep_a_hundred(|lent, frames| {
+        let whole = lent.iter().filter(|iov| iov.len() == 1).count();
+        assert_eq!((whole, lent.len()), (64, frames.len()));
+    });
+}
+
+/// 1600 bytes, header and frame.
+#[test]
+fn a_frame_is_copied_up_to_what_a_copy_takes() {
+    for (header, most) in [(true, 1600 - HEADER), (false, 1600)] {
+        let mut nic = Nic::with(&|peer| peer.header = header, NetF::all());
+        for len in [most, most + 1] {
+            for cuts in [&[][..], &[HEADER], &[HEADER, 100, 1], &[5, 200, 1]] {
+                let bytes = frame(PLAIN, len, 1);
+                nic.add_tx(&bytes, cuts);
+                nic.kick(TX);
+                let skip = if header { 0 } else { HEADER };
+                let case = format!("{len} bytes in {cuts:?}");
+                assert_eq!(nic.peer.take(), [&bytes[skip..]], "{case}");
+                // Each frame lies in one piece of guest memory.
+                let pieces = if len == most || !header { 1 } else { 2 };
+                assert_eq!(nic.peer.state().pieces, pieces, "{case}");
+            }
+        }
     }
 }
 
@@ -413,12 +447,16 @@ fn frames_that_the_peer_keeps_stay_what_they_are_however_many_those_are() {
 fn a_frame_that_waits_for_room_has_the_header_that_was_checked() {
     let asking = [1, 0, 54, 0, 0, 0, 34, 0, 16, 0, 0, 0];
     // Both the first frame of a turn and one behind others.
-    for (header, before) in [(PLAIN, 0), (PLAIN, 3), (asking, 0), (asking, 3)] {
+    let table = [(PLAIN, 0), (PLAIN, 3), (asking, 0), (asking, 3)];
+    for ((header, before), len) in table
+        .into_iter()
+        .flat_map(|case| [(case, 1000), (case, 3000)])
+    {
         let mut nic = Nic::with(&|peer| peer.room = before, NetF::all());
         for i in 0..before {
             nic.add_tx(&frame(PLAIN, 60, u8::try_from(i).unwrap()), &[]);
         }
-        let bytes = frame(header, 1000, 9);
+        let bytes = frame(header, len, 9);
         let at = nic.place(0);
         nic.add_tx(&bytes, &[]);
         nic.kick(TX);
@@ -429,7 +467,17 @@ fn a_frame_that_waits_for_room_has_the_header_that_was_checked() {
         nic.peer.state().room = usize::MAX;
         nic.peer.port.room();
         nic.turn();
-        assert_eq!(nic.peer.take(), [bytes], "{header:?} behind {before}");
+        assert_eq!(
+            nic.peer.take(),
+            [bytes],
+            "{len}, {header:?} behind {before}"
+        );
+        let statistics = nic.device.tx_statistics(0).unwrap();
+        let (needed, none) = (statistics.csum_needed, statistics.csum_none);
+        // Each once, where they are counted at all.
+        let counted = NetF::from(nic.features).contains(NetF::DEVICE_STATS);
+        let expected = if counted { before + 1 } else { 0 };
+        assert_eq!(needed + none, u64::try_from(expected).unwrap());
     }
 }
 
