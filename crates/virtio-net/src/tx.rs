@@ -357,7 +357,7 @@ impl<M: QueueMemory> ActiveTx<M> {
                     continue;
                 }
             };
-            // A page and a buffer are as dear, so a driver of large frames does not wait for more of them than of others.
+            // A page is as dear as a buffer: a driver of large frames does not wait until many are done.
             let weight = self.chain.readable().len().max(len / PAGE);
             let received = sender.send(&Frame {
                 token: Some(Token(u32::from(head))),
@@ -391,8 +391,8 @@ impl<M: QueueMemory> ActiveTx<M> {
         }
     }
 
-    /// Fills `iov` with the frame in `chain` where it is a [short one](short::lend); returns its length. What else there is,
-    /// [`check_frame`](Self::check_frame) and [`lend_frame`](Self::lend_frame) find out.
+    /// Fills `iov` with the frame in `chain` where it is a [short one](short::lend); returns its length. What else there
+    /// is, [`check_frame`](Self::check_frame) and [`lend_frame`](Self::lend_frame) find out.
     #[inline]
     fn lend_short(&mut self) -> Option<usize> {
         if !self.is_usual || self.chain.writable_len() != 0 {

@@ -11,8 +11,8 @@ use crate::statistics::{TxStatistics, count_bytes};
 
 impl<M: QueueMemory> ActiveTx<M> {
     /// Sends frames for as long as each is in a chain of one or two buffers and can be [copied](lend), and the peer is
-    /// finished with it at once or keeps it: the chain is on no list unless the peer does. Taken of `left` are those that
-    /// were offered. `true`: the peer has no room.
+    /// finished with it at once or keeps it: the chain is on no list unless the peer does. Taken of `left` are those
+    /// that were offered. `true`: the peer has no room.
     #[inline(never)]
     pub(super) fn send_short(
         &mut self,
@@ -85,8 +85,8 @@ pub(super) struct Lent {
 }
 
 /// Copies the checked header with the frame behind it, of what the device may read of a chain, where the two are in one
-/// piece or in one each, and a copy is to be had. Both sides have the usual header. `None`: it is not so, or the frame is
-/// not to be sent.
+/// piece or in one each, and a copy is to be had. Both sides have the usual header. `None`: it is not so, or the frame
+/// is not to be sent.
 #[inline(always)]
 pub(super) fn lend(
     slab: &mut FrameSlab,
@@ -119,7 +119,8 @@ pub(super) fn lend(
     })
 }
 
-/// What the peer is told of a frame of so many bytes whose header asks for something. `None`: the frame is not to be sent.
+/// What the peer is told of a frame of so many bytes whose header asks for something. `None`: the frame is not to be
+/// sent.
 #[inline(never)]
 fn check(
     rules: &TxRules,

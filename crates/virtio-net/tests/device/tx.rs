@@ -380,8 +380,8 @@ fn frames_that_the_peer_keeps_come_back_when_it_says_so_in_any_order() {
     assert_eq!(nic.device.tx_statistics(0).unwrap().stray_completions, 2);
 }
 
-/// Keeps a hundred frames of all lengths up to an MTU, three times, each of which the driver then overwrites where it lies
-/// in memory; `check` is given where the frames lie for the peer, and what they were.
+/// Has the peer keep a hundred frames of all lengths up to an MTU, three times; `check` is given where they lie for it,
+/// and what they were.
 fn keep_a_hundred(check: impl Fn(&[Vec<IoVec>], &[Vec<u8>])) {
     let mut nic = Nic::with(&|peer| peer.answer = Answer::Keep, NetF::all());
     for round in 0..3 {
