@@ -219,7 +219,8 @@ impl Allowed {
             return false;
         }
         match gso_type & !(GSO_ECN | GSO_TUNNEL) {
-            GSO_NONE => tunnel == 0,
+            // Neither is anything without segments.
+            GSO_NONE => gso_type == GSO_NONE,
             kind @ 1..8 => self.types >> kind & 1 != 0,
             _ => false,
         }
@@ -408,6 +409,20 @@ mod tests {
             csum_offset,
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn a_type_of_no_segments_is_told_as_none() {
+        let features = NetF::GUEST_CSUM | NetF::GUEST_TSO4 | NetF::GUEST_ECN;
+        let allowed = Allowed::new(features | NetF::GUEST_UDP_TUNNEL_GSO);
+        for nonsense in [GSO_ECN, GSO_TUNNEL_IPV4, GSO_ECN | GSO_TUNNEL_IPV6] {
+            assert!(!allowed.has(nonsense), "{nonsense:#x}");
+            assert_eq!(allowed.told(1, nonsense, || 1448), (1, GSO_NONE));
+        }
+        assert_eq!(
+            allowed.told(1, TCPV4 | GSO_ECN, || 1448),
+            (1, TCPV4 | GSO_ECN)
+        );
     }
 
     #[test]
