@@ -219,7 +219,7 @@ impl Allowed {
             return false;
         }
         match gso_type & !(GSO_ECN | GSO_TUNNEL) {
-            // Neither is anything without segments.
+            // ECN, or a tunnel, and nothing to segment.
             GSO_NONE => gso_type == GSO_NONE,
             kind @ 1..8 => self.types >> kind & 1 != 0,
             _ => false,
@@ -265,6 +265,17 @@ pub(crate) struct TxRules {
 impl TxRules {
     pub(crate) fn new(features: NetF) -> Self {
         Self { features }
+    }
+
+    /// [Checks](Self::check) a header as it was read; returns it as the backend gets it.
+    pub(crate) fn clean(
+        &self,
+        bytes: &[u8; MAX_HEADER],
+        little_endian: bool,
+        frame_len: usize,
+    ) -> Result<[u8; MAX_HEADER], HeaderFault> {
+        let header = Header::parse(bytes, little_endian);
+        Ok(self.check(&header, frame_len)?.emit(little_endian))
     }
 
     /// Checks a header against the `frame_len` bytes behind it (virtio 1.4, 5.1.9.2.1), and returns what the

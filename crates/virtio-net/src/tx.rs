@@ -14,7 +14,7 @@ use virtqueue::{Chain, MAX_SEGMENTS, QueueError, QueueMemory, QueueState, VirtQu
 use self::slab::FrameSlab;
 use crate::coalesce::Gate;
 use crate::filter::Mac;
-use crate::header::{Header, HeaderFault, MAX_HEADER, TxRules};
+use crate::header::{HeaderFault, MAX_HEADER, TxRules};
 use crate::kick::{MISSES, Watch, again, batch};
 use crate::lend::{lend_from, lend_on, read_at, read_start};
 use crate::pair::Layout;
@@ -430,12 +430,9 @@ impl<M: QueueMemory> ActiveTx<M> {
                 return Err(HeaderFault::Short);
             }
         }
-        let header = Header::parse(&bytes, little_endian);
         let frame_len = self.chain.readable_len().saturating_sub(header_len);
-        let clean = self.rules.check(&header, frame_len)?;
-        self.flight
-            .slab
-            .set_header(self.chain.head(), clean.emit(little_endian));
+        let clean = self.rules.clean(&bytes, little_endian, frame_len)?;
+        self.flight.slab.set_header(self.chain.head(), clean);
         Ok(())
     }
 

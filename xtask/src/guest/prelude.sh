@@ -75,12 +75,16 @@ interrupts() {
     awk -v name="$1" '$NF == name { for (i = 2; i < NF; i++) if ($i ~ /^[0-9]+$/) n += $i }
         END { print n + 0 }' /proc/interrupts
 }
-# stream ARGUMENTS: iperf3 with them; at least a megabit a second arrives, by the last line, which is all streams' together.
+# rate: kbit/s that arrived by what iperf3 has written to /tmp/stream. The last line is all streams' together.
+rate() {
+    awk '/receiver/ { for (i = 2; i <= NF; i++) if ($i == "Kbits/sec") rate = int($(i - 1)) }
+        END { print rate }' /tmp/stream
+}
+# stream ARGUMENTS: iperf3 with them; at least a megabit a second arrives.
 stream() {
     iperf3 -c 10.0.2.2 -f k "$@" >/tmp/stream 2>&1 || { cat /tmp/stream; fail "iperf3 $*"; }
     grep receiver /tmp/stream || fail "iperf3 $* told nothing of its receiver"
-    at_least "iperf3 $*: kbit/s" \
-        "$(awk '/receiver/ { for (i = 2; i <= NF; i++) if ($i == "Kbits/sec") rate = int($(i - 1)) } END { print rate }' /tmp/stream)" 1000
+    at_least "iperf3 $*: kbit/s" "$(rate)" 1000
 }
 # fragments: how many IP fragments this machine has made.
 fragments() { awk '/^Ip:/ { n = $20 } END { print n }' /proc/net/snmp; }

@@ -5,7 +5,7 @@ use virtqueue::{QueueMemory, Segment};
 
 use super::slab::FrameSlab;
 use super::{ActiveTx, USUAL_HEADER};
-use crate::header::{Header, MAX_HEADER, MIN_FRAME, TxRules};
+use crate::header::{MAX_HEADER, MIN_FRAME, TxRules};
 use crate::lend::read_at;
 use crate::statistics::{TxStatistics, count_bytes};
 
@@ -53,13 +53,14 @@ impl<M: QueueMemory> ActiveTx<M> {
             let frame_len = lent.frame.len() - USUAL_HEADER;
             statistics.frames += 1;
             count_bytes(&mut statistics.bytes, frame_len);
-            if !self.layout.stats {
-            } else if lent.asks {
-                self.flight.slab.keep_header(head);
-                let header = self.flight.slab.header(head, little_endian);
-                header.count(frame_len, statistics);
-            } else {
-                statistics.csum_none += 1;
+            if self.layout.stats {
+                if lent.asks {
+                    self.flight.slab.keep_header(head);
+                    let header = self.flight.slab.header(head, little_endian);
+                    header.count(frame_len, statistics);
+                } else {
+                    statistics.csum_none += 1;
+                }
             }
             if received == Received::Lent {
                 short.take(&mut self.chain);
@@ -130,7 +131,6 @@ fn check(
 ) -> Option<[u8; USUAL_HEADER]> {
     let mut bytes = [0; MAX_HEADER];
     *bytes.first_chunk_mut()? = *header;
-    let header = Header::parse(&bytes, little_endian);
-    let clean = rules.check(&header, frame_len).ok()?;
-    clean.emit(little_endian).first_chunk().copied()
+    let clean = rules.clean(&bytes, little_endian, frame_len).ok()?;
+    clean.first_chunk().copied()
 }

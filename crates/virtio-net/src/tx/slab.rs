@@ -136,7 +136,7 @@ impl FrameSlab {
         len: usize,
     ) -> Option<IoVec> {
         let header_len = header_len.min(MAX_HEADER);
-        if len > COPY - header_len {
+        if !self.takes(header_len.checked_add(len)?) {
             return None;
         }
         let to = self.next_copy()?;
@@ -159,7 +159,7 @@ impl FrameSlab {
         skip: usize,
     ) -> Option<IoVec> {
         let len = frame.len().checked_sub(skip)?;
-        if len > COPY - USUAL_HEADER {
+        if !self.takes(USUAL_HEADER.checked_add(len)?) {
             return None;
         }
         let to = self.next_copy()?;
