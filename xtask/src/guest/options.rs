@@ -30,6 +30,8 @@ pub(crate) struct Options {
     pub(crate) vmm_args: Option<String>,
     /// How many cases run at once; at least one.
     pub(crate) jobs: usize,
+    /// Whether a case that fails has no second try.
+    pub(crate) once: bool,
     /// Whether the files of a run are kept.
     pub(crate) keep: bool,
     /// How long the commands may take.
@@ -44,7 +46,7 @@ impl Options {
         let mut action = None;
         let mut extra = Extra::default();
         let (mut vmm_args, mut keep, mut timeout) = (None, false, None);
-        let mut jobs = None;
+        let (mut jobs, mut once) = (None, false);
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             let (option, inline) = match argument.split_once('=') {
@@ -59,6 +61,7 @@ impl Options {
                 "--help" | "-h" => action = Some(Action::Help),
                 "--list" => action = Some(Action::List),
                 "--keep" => keep = true,
+                "--once" => once = true,
                 "--shell" => commands = Some(value()?),
                 "--device" => extra.device = value()?,
                 "--netdev" => extra.netdev = value()?,
@@ -87,7 +90,7 @@ impl Options {
                     "--shell runs no cases: '{}' is left over",
                     names.join(" ")
                 );
-                ensure!(jobs.is_none(), "--jobs goes with cases");
+                ensure!(jobs.is_none() && !once, "--jobs and --once go with cases");
                 Action::Shell(commands)
             }
             (None, None) => {
@@ -103,6 +106,7 @@ impl Options {
             extra,
             vmm_args,
             jobs: jobs.unwrap_or(1),
+            once,
             keep,
             timeout,
         })
@@ -111,7 +115,7 @@ impl Options {
 
 /// How to call it.
 pub(crate) const HELP: &str = "\
-usage: cargo xtask guest [NAME...] [--device 'PROPS'] [--netdev 'OPTS'] [--jobs N] [--keep]
+usage: cargo xtask guest [NAME...] [--device 'PROPS'] [--netdev 'OPTS'] [--jobs N] [--once] [--keep]
        cargo xtask guest --list
        cargo xtask guest --shell 'COMMANDS' [--device 'PROPS'] [--netdev 'OPTS'] [--vmm-args 'ARGS']
                          [--timeout S] [--keep]
@@ -131,6 +135,9 @@ and ends with 'N passed, M failed'.
   --netdev OPTS    options for each tap, queues=2 for one, likewise
   --jobs N         run so many cases at once (1); an emulated host is busy with hardly more than one
                    processor, so two on two processors take not much longer than one
+  --once           give no case a second try. In an emulated host, up to three cases that failed are
+                   run once more, alone, when all others are through: what the first try printed
+                   stands, and the last line names those that passed the second
   --vmm-args ARGS  replace the default -netdev tap,id=net0,ip=10.0.2.2/24 and -device
   --timeout S      give the commands so many seconds (3600)
   --keep           keep the files of each run, and say where
@@ -162,7 +169,8 @@ mod tests {
 
     #[test]
     fn options_that_would_be_ignored_are_refused() {
-        let wrong: [&[&str]; 9] = [
+        let wrong: [&[&str]; 10] = [
+            &["--shell", "true", "--once"],
             &["--jobs", "0"],
             &["--jobs", "two"],
             &["--shell", "true", "--jobs", "2"],
@@ -189,5 +197,6 @@ mod tests {
             assert_eq!(options.jobs, 1);
         }
         assert_eq!(parse(&["--jobs=3", "bind"]).unwrap().jobs, 3);
+        assert!(!parse(&["bind"]).unwrap().once && parse(&["bind", "--once"]).unwrap().once);
     }
 }

@@ -72,6 +72,11 @@ impl Runner {
         Ok(runner)
     }
 
+    /// Whether the guests' host is an emulated one.
+    pub(crate) fn emulates(&self) -> bool {
+        self.mode == Mode::Nested
+    }
+
     /// Boots a guest, again where the boot died; also returns how often.
     ///
     /// What the guest's commands print goes to `print` as it comes; in an emulated host only when the boot
